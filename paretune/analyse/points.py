@@ -1,0 +1,130 @@
+"""Arms at budgets as points of learning and forgetting, with paired bootstrap draws of both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from paretune.analyse.record import BASE, StudyRecord
+from paretune.analyse.results import read_items
+from paretune.analyse.statistics import (
+    Estimate,
+    Floats,
+    UnpairedError,
+    align,
+    bootstrap_scores,
+    change_sign,
+    paired_difference,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Point = tuple[str, int]  # arm id, tokens
+RESAMPLES = 2000
+SEED = 0
+
+
+@dataclass
+class Points:
+    """P points and R bootstrap draws of their learning and forgetting, both against the base.
+
+    Draws are [R, P]; within an axis all points share each draw's items. ``left_out`` names the
+    points that were scored but cannot be compared, with the reason.
+    """
+
+    learning_metric: str
+    forgetting_metric: str
+    points: list[Point] = field(default_factory=list)
+    learning: list[Estimate] = field(default_factory=list)
+    forgetting: list[Estimate] = field(default_factory=list)
+    learning_draws: Floats = field(default_factory=lambda: np.zeros((0, 0)))
+    forgetting_draws: Floats = field(default_factory=lambda: np.zeros((0, 0)))
+    left_out: dict[Point, str] = field(default_factory=dict)
+    reason: str | None = None
+
+    @property
+    def values(self) -> Floats:
+        """[P, 2] learning and forgetting."""
+        pairs = zip(self.learning, self.forgetting, strict=True)
+        return np.array([[x.value, y.value] for x, y in pairs], dtype=np.float64).reshape(-1, 2)
+
+
+def measured(
+    record: StudyRecord,
+    learning: str | None = None,
+    forgetting: str | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> Points:
+    """The study's points on two metrics (its frontier's, unless named), sorted by arm and tokens.
+
+    Items of the two metrics are drawn independently of each other: they are different texts.
+    """
+    result = Points(
+        learning or record.learning_metric(), forgetting or record.config.forgetting_metric()
+    )
+    metrics = (result.learning_metric, result.forgetting_metric)
+    for metric in metrics:
+        if metric not in set(record.scores["metric"]):
+            result.reason = f"{metric} has no scores"
+            return result
+    outcomes: dict[Point, list[pd.DataFrame]] = {}
+    base = [read_items(record, BASE, 0, metric) for metric in metrics]
+    for outcome in base:
+        if isinstance(outcome, str):
+            result.reason = outcome
+            return result
+    for point in scored_points(record, metrics):
+        frames = [read_items(record, *point, metric) for metric in metrics]
+        problem = next((frame for frame in frames if isinstance(frame, str)), None)
+        if problem is None:
+            estimates = [
+                paired_difference(frame, reference, sign=_sign(record, metric))  # type: ignore[arg-type]
+                for frame, reference, metric in zip(frames, base, metrics, strict=True)
+            ]
+            problem = next((e.reason for e in estimates if e.value is None), None)
+        if problem is not None:
+            result.left_out[point] = problem
+            continue
+        outcomes[point] = frames  # type: ignore[assignment]
+        result.points.append(point)
+        result.learning.append(estimates[0])
+        result.forgetting.append(estimates[1])
+    if not result.points:
+        result.reason = "no arm has scores on both metrics"
+        return result
+    draws = []
+    for axis, metric in enumerate(metrics):
+        frames = [base[axis], *(outcomes[point][axis] for point in result.points)]
+        draws.append(_change_draws(frames, _sign(record, metric), resamples, seed + axis))  # type: ignore[arg-type]
+    result.learning_draws, result.forgetting_draws = draws
+    return result
+
+
+def scored_points(record: StudyRecord, metrics: Sequence[str]) -> list[Point]:
+    """Arms (not the base) and budgets that have a score on every one of ``metrics``, sorted."""
+    scores = record.scores
+    sets: list[set[Point]] = []
+    for metric in metrics:
+        rows = scores[(scores["metric"] == metric) & (scores["arm"] != BASE)]
+        sets.append({(str(a), int(t)) for a, t in zip(rows["arm"], rows["tokens"], strict=True)})
+    return sorted(set.intersection(*sets))
+
+
+def _sign(record: StudyRecord, metric: str) -> float:
+    row = record.scores[record.scores["metric"] == metric].iloc[0]
+    return change_sign(str(row["side"]), bool(row["higher_is_better"]))
+
+
+def _change_draws(frames: list[pd.DataFrame], sign: float, resamples: int, seed: int) -> Floats:
+    """[resamples, P] draws of the change of frames 1.. from frame 0, the base."""
+    try:
+        scores = bootstrap_scores(align(frames), resamples, seed)
+    except UnpairedError as error:  # each pair was aligned before, so this cannot happen
+        raise AssertionError(str(error)) from error
+    return np.asarray(sign * (scores[:, 1:] - scores[:, :1]))

@@ -1,0 +1,56 @@
+"""Exact match: the greedy answer to a prompt against the response it should have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from paretune.data.pairs import PairItem
+from paretune.evaluate.batches import ROW_TOKENS
+from paretune.evaluate.generate import LineEnds, greedy
+from paretune.evaluate.items import ArmModel, Items, outcomes
+
+
+def exact_match(
+    arms: ArmModel,
+    pairs: Sequence[PairItem],
+    tokenizer: Any,
+    metric: str,
+    *,
+    answer_tokens: int,
+    line_ends: LineEnds | None = None,
+    row_tokens: int = ROW_TOKENS,
+) -> list[Items]:
+    """Share of prompts whose greedy answer has the response's first line.
+
+    Args:
+        answer_tokens: longest answer; it also stops at the end-of-text token and after a line.
+        line_ends: of this tokenizer, where they are known already.
+
+    Returns:
+        K outcomes; value 1 for a match, else 0, NaN where logits are not numbers; weight 1.
+    """
+    answers = greedy(
+        arms,
+        [pair.prompt for pair in pairs],
+        max_new_tokens=answer_tokens,
+        end_of_text=tokenizer.eos_token_id,
+        line_ends=line_ends or LineEnds.of(tokenizer),
+        row_tokens=row_tokens,
+    )
+    value = np.full((arms.count, len(pairs)), np.nan)
+    for arm, of_arm in enumerate(answers):
+        for index, (tokens, pair) in enumerate(zip(of_arm, pairs, strict=True)):
+            if tokens is not None:
+                text = tokenizer.decode(
+                    tokens.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
+                )
+                value[arm, index] = first_line(text) == first_line(pair.response_text)
+    return outcomes(metric, pairs, value, np.ones(len(pairs)))
+
+
+def first_line(text: str) -> str:
+    """The first line that holds text, without white space around it; case and digits as they are."""
+    return text.strip().split("\n", 1)[0].strip()

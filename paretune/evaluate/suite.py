@@ -1,0 +1,150 @@
+"""All that a study scores: built once, applied to the base and to every arm alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paretune.data.cloze import ClozeItem, cloze_items
+from paretune.data.pairs import PairItem, pair_items
+from paretune.data.rows import Document, Pair
+from paretune.data.windows import Window, windows
+from paretune.errors import UserError
+from paretune.evaluate.cloze import cloze
+from paretune.evaluate.exact_match import exact_match
+from paretune.evaluate.generate import LineEnds
+from paretune.evaluate.items import ArmModel, Items
+from paretune.evaluate.likelihood import responses_bits_per_byte, windows_bits_per_byte
+from paretune.evaluate.self_probe import Probe
+from paretune.study.config import StudyConfig
+
+if TYPE_CHECKING:
+    from paretune.data.prepare import Prepared
+
+# Which items are scored is the same for every study of the same data
+ITEM_SEED = 0
+
+
+class Suite:
+    """The metrics of a study, over items that are fixed when it is built."""
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        tokenizer: Any,
+        folder: Path,
+        *,
+        windows_of: dict[str, list[Window]],
+        cloze_of: dict[str, list[ClozeItem]],
+        pairs: list[PairItem],
+    ) -> None:
+        self._config = config
+        self._tokenizer = tokenizer
+        self._folder = folder
+        self._windows_of = windows_of
+        self._cloze_of = cloze_of
+        self._pairs = pairs
+        self._row_tokens = config.training.block_length
+        wanted = "target/exact_match" in config.metric_names()
+        self._line_ends = LineEnds.of(tokenizer) if wanted else None
+        self._probe: Probe | None = None
+
+    @classmethod
+    def build(
+        cls, config: StudyConfig, tokenizer: Any, prepared: Prepared, folder: Path
+    ) -> Suite:
+        """Choose the items of every metric from the held-out rows and the source texts.
+
+        Args:
+            folder: STUDY_DIR/base, which keeps the self-probe's samples.
+
+        Raises:
+            UserError: held-out rows or a source text give no items.
+        """
+        length = config.training.block_length
+        texts: dict[str, tuple[Sequence[Document], Sequence[str], int]] = {
+            text.name: (prepared.texts[text.name], text.metrics, text.items)
+            for text in config.source.texts
+        }
+        pairs: list[PairItem] = []
+        if config.regime == "cpt":
+            documents = [row for row in prepared.heldout if isinstance(row, Document)]
+            texts["target"] = (documents, config.target.metrics, config.target.items)
+        else:
+            pairs = pair_items(
+                [row for row in prepared.heldout if isinstance(row, Pair)],
+                tokenizer,
+                config.training.template,
+                count=config.target.items,
+                seed=ITEM_SEED,
+                max_length=length,
+            )
+            _some(pairs, "target", "pairs")
+        windows_of: dict[str, list[Window]] = {}
+        cloze_of: dict[str, list[ClozeItem]] = {}
+        for name, (documents, metrics, count) in texts.items():
+            if "bits_per_byte" in metrics:
+                windows_of[name] = windows(
+                    documents, tokenizer, length=length, count=count, seed=ITEM_SEED
+                )
+                _some(windows_of[name], name, "windows")
+            if "cloze" in metrics:
+                cloze_of[name] = cloze_items(documents, tokenizer, count=count, seed=ITEM_SEED)
+                _some(cloze_of[name], name, "cloze questions")
+        return cls(
+            config, tokenizer, folder, windows_of=windows_of, cloze_of=cloze_of, pairs=pairs
+        )
+
+    def attach_base(self, base: ArmModel) -> None:
+        """Sample the self-probe, or read it back, and keep the base's log-probabilities on it.
+
+        Call it before ``score``; without a self-probe in the study it does nothing.
+        """
+        if self._config.source.self_probe is not None:
+            self._probe = Probe.of(
+                base,
+                self._config.source.self_probe,
+                self._tokenizer,
+                self._folder / "probe.jsonl",
+                row_tokens=self._row_tokens,
+            )
+
+    def score(self, arms: ArmModel) -> list[list[Items]]:
+        """Outcomes of every arm: K lists, each in the order of ``config.metric_names()``."""
+        by_metric: dict[str, list[Items]] = {}
+        if self._config.source.self_probe is not None:
+            if self._probe is None:
+                raise ValueError("attach_base comes before score")
+            drift = self._probe.score(arms)
+            by_metric["self_probe/kl"] = [kl for kl, _ in drift]
+            by_metric["self_probe/bits_per_byte"] = [bits for _, bits in drift]
+        names = self._config.metric_names()
+        for name in names:
+            if name not in by_metric:
+                by_metric[name] = self._metric(name, arms)
+        return [[by_metric[name][arm] for name in names] for arm in range(arms.count)]
+
+    def _metric(self, name: str, arms: ArmModel) -> list[Items]:
+        of, metric = name.split("/")
+        if metric == "cloze":
+            return cloze(arms, self._cloze_of[of], name, row_tokens=self._row_tokens)
+        if metric == "exact_match":
+            return exact_match(
+                arms,
+                self._pairs,
+                self._tokenizer,
+                name,
+                answer_tokens=self._config.target.answer_tokens,
+                line_ends=self._line_ends,
+                row_tokens=self._row_tokens,
+            )
+        if of == "target" and self._config.regime == "ift":
+            return responses_bits_per_byte(arms, self._pairs, name, row_tokens=self._row_tokens)
+        return windows_bits_per_byte(arms, self._windows_of[of], name, row_tokens=self._row_tokens)
+
+
+def _some(items: Sequence[object], name: str, what: str) -> None:
+    if not items:
+        where = "target.heldout" if name == "target" else f"source text {name}"
+        raise UserError(f"{where}: its rows give no {what} to score; give more or longer text")

@@ -1,0 +1,93 @@
+"""Loading a base: any Hugging Face causal LM, from a folder, the hub, or the package itself."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+from paretune.errors import UserError
+from paretune.study.config import Base
+
+
+def location(base: Base) -> str:
+    """Where a base is read from: a folder, or its name on the hub."""
+    if base.name == "pocket":
+        return str(resources.files("paretune.pocket") / "base")
+    folder = Path(base.name).expanduser()
+    return str(folder) if folder.exists() else base.name
+
+
+def load_tokenizer(base: Base) -> Any:
+    """The base's tokenizer.
+
+    Raises:
+        UserError: there is none, or it has no end-of-text token.
+    """
+    tokenizer = _load(AutoTokenizer, base)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"base {base.name}: its tokenizer has no end-of-text token (eos_token)")
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"base {base.name}: its tokenizer gives no character offsets; a fast tokenizer is needed"
+        )
+    return tokenizer
+
+
+def load_config(base: Base) -> Any:
+    """The base's configuration, without its weights."""
+    return _load(AutoConfig, base)
+
+
+def load_shape(base: Base) -> torch.nn.Module:
+    """The base on the meta device: every layer's shape, no memory."""
+    config = load_config(base)
+    with torch.device("meta"):
+        model: torch.nn.Module = AutoModelForCausalLM.from_config(
+            config, trust_remote_code=base.trust_remote_code
+        )
+    return model
+
+
+def load_model(
+    base: Base, device: torch.device, *, attention_dropout: float | None = None
+) -> torch.nn.Module:
+    """The base in float32 on ``device``, in evaluation mode, without gradients.
+
+    Raises:
+        UserError: it cannot be loaded, or has no attention dropout to set.
+    """
+    settings: dict[str, Any] = {}
+    if attention_dropout:
+        if not hasattr(load_config(base), "attention_dropout"):
+            raise UserError(
+                f"base {base.name}: its configuration has no attention_dropout; remove that setting"
+            )
+        settings["attention_dropout"] = attention_dropout
+    model: torch.nn.Module = _load(
+        AutoModelForCausalLM, base, dtype=torch.float32, use_safetensors=True, **settings
+    )
+    model.requires_grad_(False)
+    return model.to(device).eval()
+
+
+def _load(loader: Any, base: Base, **settings: Any) -> Any:
+    disable_progress_bar()
+    try:
+        return loader.from_pretrained(
+            location(base),
+            revision=base.revision,
+            trust_remote_code=base.trust_remote_code,
+            **settings,
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()
+        raise UserError(
+            f"base {base.name}: cannot be loaded ({reason[0] if reason else type(error).__name__}); "
+            "give a folder with a Hugging Face causal LM in safetensors format, a name on the hub, "
+            "or pocket"
+        ) from error

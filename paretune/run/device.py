@@ -1,0 +1,51 @@
+"""The device a study runs on, and how fast it is."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import torch
+
+from paretune.errors import UserError
+from paretune.study.plan import Machine
+
+
+def choose(name: str | None) -> torch.device:
+    """The named device; a GPU where there is one, else the CPU.
+
+    Raises:
+        UserError: no such device.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: not available here; use cpu or leave it out") from error
+    return device
+
+
+def measure(device: torch.device) -> Machine:
+    """Name, memory and the rate of one matrix product in the type that training computes in."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return Machine(
+            properties.name, properties.total_memory, _rate(device, 8192, torch.bfloat16)
+        )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    cores = torch.get_num_threads()
+    return Machine(f"CPU, {cores} threads", memory, _rate(device, 512, torch.float32))
+
+
+def _rate(device: torch.device, size: int, dtype: torch.dtype) -> float:
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    best = 0.0
+    for _ in range(4):
+        started = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best

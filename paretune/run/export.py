@@ -1,0 +1,81 @@
+"""Handing an arm to others: a PEFT adapter, or a merged Hugging Face model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from paretune.errors import UserError
+from paretune.model.export import ADAPTER, merge, save_tokenizer
+from paretune.run.ledger import Ledger
+from paretune.study.quantity import Quantity
+
+
+def export(
+    folder: Path | str, arm: str, to: Path | str, *, merged: bool = False
+) -> tuple[str, int, Path]:
+    """Write an arm's checkpoint where PEFT or transformers loads it.
+
+    Args:
+        folder: the study.
+        arm: an arm's id, or the beginning or end of one, optionally with a budget: ``ID@64k``.
+            Without a budget the last checkpoint is taken.
+        to: a folder that is not there yet, or is empty.
+        merged: for a LoRA arm, W0 + Delta as a whole model instead of the adapter.
+
+    Returns:
+        The arm's id, the budget in tokens, and ``to``.
+
+    Raises:
+        UserError: no such arm, budget or checkpoint; a damaged file; ``to`` is in use.
+    """
+    ledger, to = Ledger.open(Path(folder)), Path(to)
+    name, _, budget = arm.partition("@")
+    arm_id = _find(ledger, name)
+    tokens = _budget(ledger, arm_id, budget)
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise UserError(f"{to}: already there and not empty; give another folder with --to")
+    checkpoint = ledger.check_checkpoint(arm_id, tokens)
+    base = ledger.study().config.base
+    if merged and (checkpoint / ADAPTER).exists():
+        merge(checkpoint, base, to)
+        return arm_id, tokens, to
+    to.mkdir(parents=True, exist_ok=True)
+    for path in sorted(checkpoint.iterdir()):
+        if path.name != "checksums.json":
+            shutil.copy2(path, to / path.name)
+    if not (checkpoint / ADAPTER).exists():
+        save_tokenizer(to, base)
+    return arm_id, tokens, to
+
+
+def _find(ledger: Ledger, name: str) -> str:
+    arms = list(ledger.arms())
+    if name in arms:
+        return name
+    found = [a for a in arms if name and (a.startswith(name) or a.endswith(name))]
+    if len(found) == 1:
+        return found[0]
+    problem = "several arms match" if found else "no such arm"
+    raise UserError(f"{problem} '{name}' in {ledger.folder}; there is {', '.join(found or arms)}")
+
+
+def _budget(ledger: Ledger, arm_id: str, budget: str) -> int:
+    folder = ledger.arm_folder(arm_id) / "checkpoints"
+    have = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
+    if not have:
+        raise UserError(
+            f"{arm_id}: no checkpoint is kept; run the study with checkpoints: {{keep: last}}"
+        )
+    if not budget:
+        return have[-1]
+    try:
+        wanted = Quantity.parse(budget)
+    except ValueError as error:
+        raise UserError(f"{arm_id}@{budget}: {error}") from None
+    # A budget is rounded up to a whole step, so take the first checkpoint that is not before it
+    reached = [tokens for tokens in have if wanted.unit == "tok" and tokens >= wanted.amount]
+    if not reached or reached[0] > 2 * wanted.amount:
+        shown = ", ".join(str(tokens) for tokens in have)
+        raise UserError(f"{arm_id}@{budget}: no checkpoint at that budget; there is {shown}")
+    return reached[0]

@@ -1,0 +1,75 @@
+"""Planning a study: every mistake that can be known now, and what the study will take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from paretune.data.prepare import Prepared, check_budgets, prepare
+from paretune.model.load import load_shape, load_tokenizer
+from paretune.run.device import choose, measure
+from paretune.run.workspace import check_arms
+from paretune.study.arms import ArmConfig
+from paretune.study.config import Study
+from paretune.study.plan import Machine, Plan, cohorts, make_plan
+from paretune.study.yamlfile import load_study
+from paretune.train.legs import legs
+from paretune.train.schedule import Span
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """A plan with what it is about: arms, budgets in tokens, and the machine it assumes."""
+
+    study: Study
+    arms: dict[str, ArmConfig]
+    trained: dict[str, int]
+    budgets: tuple[int, ...]
+    machine: Machine
+    plan: Plan
+    notes: tuple[str, ...]
+
+
+def plan(study: Study | Path | str, *, device: str | None = None) -> StudyPlan:
+    """Check a study and say what it will take; nothing is trained and nothing is kept.
+
+    Raises:
+        UserError: any mistake in the file, the base, the arms, the data or the budgets.
+    """
+    import tempfile
+
+    if not isinstance(study, Study):
+        study = load_study(Path(study))
+    config = study.config
+    trained = check_arms(config, study.arms)
+    notes: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        prepared: Prepared = prepare(
+            config, load_tokenizer(config.base), Path(folder) / "data", note=notes.append
+        )
+        steps = check_budgets(config, prepared.blocks)
+        count = prepared.blocks.count
+        del prepared
+    batch, length = config.training.batch_size, config.training.block_length
+    span = Span(tokens_per_step=batch * length, steps_per_epoch=max(1, count // batch))
+    runs = legs(steps, config.budgets.mode, study.arms[0].schedule, span)
+    machine = measure(choose(device))
+    groups = cohorts(study.arms, trained, machine.memory)
+    made = make_plan(
+        groups,
+        trained,
+        parameters=sum(p.numel() for p in load_shape(config.base).parameters()),
+        machine=machine,
+        steps=sum(leg.stop - leg.start for leg in runs),
+        budgets=len(steps) if config.checkpoints.keep == "all" else 1,
+        rows=(batch, length),
+    )
+    return StudyPlan(
+        study=study,
+        arms={arm.id: arm for arm in study.arms},
+        trained=trained,
+        budgets=tuple(step * batch * length for step in steps),
+        machine=machine,
+        plan=made,
+        notes=tuple(notes),
+    )

@@ -1,0 +1,64 @@
+"""Reading a ledger into the record that analysis and report work on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from paretune.analyse.record import StudyRecord
+from paretune.files import read_json, read_jsonl
+from paretune.run.ledger import BASE, Ledger
+
+_SCORE_COLUMNS = [
+    "arm", "tokens", "metric", "side", "unit", "higher_is_better", "value", "stderr", "n",
+]  # fmt: skip
+
+
+def read_record(ledger: Ledger) -> StudyRecord:
+    """Everything a ledger holds, in memory but for items and curves, which are read on demand."""
+    study = ledger.study()
+    arms = ledger.arms()
+    rows = [{"arm": arm_id, **row} for arm_id in (BASE, *arms) for row in ledger.scores(arm_id)]
+    scores = pd.DataFrame(rows, columns=_SCORE_COLUMNS)
+    budgets = sorted({int(t) for t in scores["tokens"] if t > 0})
+    return StudyRecord(
+        config=study.config,
+        arms=arms,
+        status={arm_id: ledger.status(arm_id) for arm_id in arms},
+        scores=scores,
+        items=ledger.items,
+        curve=lambda arm_id: _curve(ledger, arm_id),
+        budgets=budgets,
+        provenance=_provenance(ledger),
+    )
+
+
+def _curve(ledger: Ledger, arm_id: str) -> pd.DataFrame:
+    columns = ["leg", "step", "tokens", "loss", "grad_norm", "learning_rate"]
+    return pd.DataFrame(read_jsonl(ledger.arm_folder(arm_id) / "train.jsonl"), columns=columns)
+
+
+def _provenance(ledger: Ledger) -> dict[str, Any]:
+    runs = ledger.runs()
+    manifest = ledger.folder / "data" / "manifest.json"
+    seconds: dict[str, float] = {}
+    for run in runs:
+        for phase, value in run["seconds"].items():
+            seconds[phase] = seconds.get(phase, 0.0) + value
+    return {
+        "versions": runs[-1]["versions"] if runs else {},
+        "device": ", ".join(dict.fromkeys(run["device"] for run in runs)),
+        "seconds": seconds,
+        "runs": len(runs),
+        "command": runs[0]["command"] if runs else "",
+        "started": runs[0]["started"] if runs else None,
+        "finished": runs[-1]["finished"] if runs else None,
+        "data": read_json(manifest) if manifest.exists() else {},
+    }
+
+
+def record_of(folder: Path) -> StudyRecord:
+    """The record of the study in ``folder``."""
+    return read_record(Ledger.open(folder))

@@ -1,0 +1,51 @@
+"""What of a study is done, running, diverged and left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from paretune.run.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class ArmStatus:
+    """Where one arm stands.
+
+    Attributes:
+        state: planned, running, done or diverged.
+        tokens: training tokens up to its last saved state.
+        scored: budgets (in tokens) that have scores.
+        reason: why it diverged, with the step.
+    """
+
+    arm: str
+    label: str
+    state: str
+    tokens: int
+    scored: tuple[int, ...]
+    reason: str | None
+
+
+def status(folder: Path | str) -> list[ArmStatus]:
+    """The arms of the study in ``folder``, in the order of its cohorts.
+
+    Raises:
+        UserError: the folder holds no study.
+    """
+    ledger = Ledger.open(Path(folder))
+    arms = ledger.arms()
+    order = [arm_id for group in ledger.cohorts() for arm_id in group]
+    found = []
+    for arm_id in [*order, *(other for other in arms if other not in order)]:
+        state = ledger.status(arm_id)
+        reason = None
+        if state["state"] == "diverged":
+            reason = f"step {state['diverged_at']}: {state['reason']}"
+        scored = sorted({row["tokens"] for row in ledger.scores(arm_id)})
+        found.append(
+            ArmStatus(
+                arm_id, arms[arm_id].label, state["state"], state["tokens"], tuple(scored), reason
+            )
+        )
+    return found

@@ -1,0 +1,94 @@
+"""Plain-text tables of a plan and of a status, for the terminal and for log files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from paretune.run.planner import StudyPlan
+from paretune.run.status import ArmStatus
+
+
+def plan_table(planned: StudyPlan) -> str:
+    """A plan as text: arms by cohort, tokens, memory, time, disk."""
+    config = planned.study.config
+    budgets = ", ".join(f"{tokens:,}" for tokens in planned.budgets)
+    lines = [
+        f"study {config.name}: {len(planned.arms)} arms, base {config.base.name}, {config.regime}",
+        f"budgets: {budgets} tokens ({config.budgets.mode})",
+        *planned.notes,
+    ]
+    rows = []
+    for number, cohort in enumerate(planned.plan.cohorts, start=1):
+        for i, arm_id in enumerate(cohort.arms):
+            rows.append(
+                (
+                    str(number) if i == 0 else "",
+                    arm_id,
+                    f"{planned.trained[arm_id]:,}",
+                    size(cohort.memory) if i == 0 else "",
+                    duration(cohort.seconds) if i == 0 else "",
+                )
+            )
+    header = ("cohort", "arm", "trained", "memory", "time")
+    lines += _table(header, rows)
+    plan = planned.plan
+    lines += [
+        f"in all: {plan.trained_tokens:,} training tokens, about {duration(plan.seconds)} of training "
+        f"on {planned.machine.name}, {size(plan.disk)} of checkpoints",
+        "memory is that of weights and optimizer states; activations fill what is left, in pieces. "
+        "Time is an estimate from the device's speed; scoring comes on top.",
+    ]
+    repeat = config.repeat_best
+    if repeat is not None:
+        per = " and ".join(repeat.per)
+        lines.append(
+            f"then the best arm of each {per} again under seeds {', '.join(map(str, repeat.seeds))}"
+        )
+    return "\n".join(lines)
+
+
+def status_table(arms: Sequence[ArmStatus]) -> str:
+    """The state of every arm as text, and a count by state."""
+    rows = [
+        (
+            arm.arm,
+            arm.state,
+            f"{arm.tokens:,}",
+            ", ".join(f"{tokens:,}" for tokens in arm.scored),
+            arm.reason or "",
+        )
+        for arm in arms
+    ]
+    counts = Counter(arm.state for arm in arms)
+    summary = ", ".join(
+        f"{counts[s]} {s}" for s in ("done", "running", "diverged", "planned") if counts[s]
+    )
+    lines = _table(("arm", "state", "tokens", "scored at", ""), rows)
+    return "\n".join([*lines, f"{len(arms)} arms: {summary}"])
+
+
+def size(count: float) -> str:
+    """Bytes in the unit that reads best: ``1.5 GB`` (powers of ten)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as ``45 s``, ``12 min`` or ``3.5 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [header, *rows]
+    ]

@@ -1,0 +1,95 @@
+"""What every arm of a study shares while it runs: tokenizer, data, scores to take, budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from paretune.data.prepare import Prepared, check_budgets, prepare
+from paretune.model.layers import check_rank, linear_layers, select
+from paretune.model.load import load_shape, load_tokenizer
+from paretune.run.ledger import Ledger
+from paretune.study.arms import ArmConfig
+from paretune.study.config import Study, StudyConfig
+from paretune.train.legs import Leg, leg_schedule, legs
+from paretune.train.schedule import Resolved, Span
+
+if TYPE_CHECKING:
+    from paretune.evaluate.suite import Suite
+
+
+@dataclass
+class Workspace:
+    """A study made concrete on this machine.
+
+    Attributes:
+        budgets: optimizer steps at which arms are scored, ascending.
+    """
+
+    config: StudyConfig
+    tokenizer: Any
+    prepared: Prepared
+    suite: Suite
+    budgets: list[int]
+    span: Span
+
+    @classmethod
+    def build(cls, study: Study, ledger: Ledger, note: Callable[[str], None]) -> Workspace:
+        """Read, tokenise and check everything that training needs.
+
+        Raises:
+            UserError: any mistake in base, data, budgets or arms.
+        """
+        from paretune.evaluate.suite import Suite
+
+        config = study.config
+        check_arms(config, study.arms)
+        tokenizer = load_tokenizer(config.base)
+        prepared = prepare(config, tokenizer, ledger.folder / "data", note=note)
+        budgets = check_budgets(config, prepared.blocks)
+        batch = config.training.batch_size
+        span = Span(
+            tokens_per_step=batch * config.training.block_length,
+            steps_per_epoch=max(1, prepared.blocks.count // batch),
+        )
+        suite = Suite.build(config, tokenizer, prepared, ledger.folder / "base")
+        workspace = cls(config, tokenizer, prepared, suite, budgets, span)
+        for arm in study.arms:
+            for leg in workspace.legs(arm):
+                workspace.schedule(arm, leg)
+        return workspace
+
+    def tokens(self, step: int) -> int:
+        """Training tokens after ``step`` optimizer steps."""
+        return step * self.span.tokens_per_step
+
+    def legs(self, arm: ArmConfig) -> list[Leg]:
+        """The runs an arm's budgets are made of."""
+        return legs(self.budgets, self.config.budgets.mode, arm.schedule, self.span)
+
+    def schedule(self, arm: ArmConfig, leg: Leg) -> Resolved:
+        """An arm's learning-rate schedule over a leg."""
+        mode = self.config.budgets.mode
+        return leg_schedule(leg, mode, arm.schedule, self.span, self.budgets)
+
+
+def check_arms(config: StudyConfig, arms: tuple[ArmConfig, ...]) -> dict[str, int]:
+    """Check every arm against the base's shape; returns trained parameters by arm id.
+
+    Raises:
+        UserError: targets the base does not have, or a rank larger than a matrix.
+    """
+    model = load_shape(config.base)
+    layers = linear_layers(model)
+    everything = sum(parameter.numel() for parameter in model.parameters())
+    trained = {}
+    for arm in arms:
+        if arm.method == "full":
+            trained[arm.id] = everything
+            continue
+        where = f"arm {arm.label}"
+        names = select(layers, arm.targets or "all", where=f"{where}: targets")
+        check_rank(layers, names, arm.rank or 1, where=where)
+        trained[arm.id] = sum((layers[n].d_in + layers[n].d_out) * (arm.rank or 1) for n in names)
+    return trained

@@ -1,0 +1,352 @@
+"""Arms: one method with all its hyperparameters and one seed, and the sweeps that make them."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictFloat,
+    StrictInt,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from paretune.study.mistakes import Mistake, MistakesError
+from paretune.study.quantity import Quantity
+
+TargetKeyword = Literal["all", "attention", "mlp"]
+KEYWORDS = ("all", "attention", "mlp")
+MOST_ARMS = 1000  # that one entry may stand for
+LORA_FIELDS = ("rank", "alpha", "targets", "lora_dropout")
+
+
+def _span(value: Any) -> str:
+    """A share of the run (``10%``) or a quantity (``100ba``), in its shortest spelling."""
+    text = str(value).strip()
+    if text.endswith("%"):
+        try:
+            share = float(text[:-1])
+        except ValueError:
+            raise ValueError(f"'{text}' is not a share: write it as 10%") from None
+        if not 0 <= share <= 100:
+            raise ValueError(f"'{text}' must lie between 0% and 100%")
+        return f"{share!r}%".replace(".0%", "%")
+    if text == "0":
+        return "0%"
+    try:
+        return str(Quantity.parse(value))
+    except ValueError:
+        raise ValueError(
+            f"'{text}' is neither a share of the run nor a quantity: write 10%, 100ba or 2M"
+        ) from None
+
+
+Span = Annotated[
+    str,
+    BeforeValidator(_span),
+    WithJsonSchema(
+        {"type": ["string", "number"], "description": "a share of the run (10%) or a quantity"}
+    ),
+]
+
+
+class Schedule(BaseModel):
+    """How the learning rate moves over a run; every factor multiplies the arm's peak rate."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    shape: Literal["constant", "cosine", "inverse_sqrt", "trapezoid"] = "cosine"
+    warmup: Span = Field(
+        default="10%", description="linear rise from 0: a share of the run or a quantity"
+    )
+    cooldown: Span | None = Field(
+        default=None,
+        description="linear fall at the end; trapezoid falls over the last 20% by default",
+    )
+    final: StrictFloat = Field(
+        default=0.0, ge=0, le=1, description="factor at the last step (cosine, cooldown)"
+    )
+
+    @model_validator(mode="after")
+    def _cooldown_fits(self) -> Schedule:
+        if self.cooldown is not None and self.shape == "cosine":
+            raise MistakesError(
+                Mistake(("cooldown",), "a cosine schedule has none: use constant or trapezoid")
+            )
+        return self
+
+    def cooldown_span(self) -> str:
+        """The cooldown as a span; ``0%`` where there is none."""
+        if self.cooldown is None:
+            return "20%" if self.shape == "trapezoid" else "0%"
+        return self.cooldown
+
+
+class ArmConfig(BaseModel):
+    """One way of finetuning, complete. Its hash is the arm's id."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    method: Literal["full", "lora"] = Field(description="train all weights, or low-rank adapters")
+    learning_rate: StrictFloat = Field(gt=0, description="peak learning rate")
+    rank: StrictInt | None = Field(default=None, ge=1, description="LoRA rank r")
+    alpha: StrictFloat | None = Field(
+        default=None,
+        gt=0,
+        description="LoRA alpha, a number or a multiple of the rank (2r); gamma=alpha/r",
+    )
+    targets: TargetKeyword | tuple[str, ...] | None = Field(
+        default=None,
+        description="which linear layers carry adapters: all, attention, mlp or their names",
+    )
+    lora_dropout: StrictFloat | None = Field(
+        default=None, ge=0, lt=1, description="dropout on an adapter's input"
+    )
+    attention_dropout: StrictFloat | None = Field(
+        default=None, ge=0, lt=1, description="dropout on attention weights (full finetuning)"
+    )
+    optimizer: Literal["adamw", "lion"] = Field(
+        default="adamw", description="lion is decoupled LionW"
+    )
+    betas: tuple[StrictFloat, StrictFloat] | None = Field(
+        default=None,
+        description="default 0.9, 0.999 for adamw and 0.9, 0.95 for lion (the paper's)",
+    )
+    eps: StrictFloat = Field(default=1e-8, gt=0, description="AdamW's epsilon")
+    weight_decay: StrictFloat = Field(
+        default=0.0, ge=0, description="torch's convention: times the learning rate"
+    )
+    weight_decay_relative: StrictFloat | None = Field(
+        default=None,
+        ge=0,
+        description="LLM Foundry's convention: weights shrink by this at the peak rate, whatever "
+        "the rate is; equals weight_decay = this / learning_rate",
+    )
+    clip: StrictFloat | None = Field(
+        default=1.0, gt=0, description="largest gradient norm of the arm; null: off"
+    )
+    schedule: Schedule = Schedule()
+    seed: StrictInt = Field(
+        default=0, ge=0, description="adapter initialisation, dropout and data order"
+    )
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _schedule_by_name(cls, value: Any) -> Any:
+        return {"shape": value} if isinstance(value, str) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, value: Any) -> Any:
+        """Fill in what depends on the method and the optimizer."""
+        if not isinstance(value, dict):
+            return value
+        value = dict(value)
+        if value.get("method") == "lora":
+            for name, default in (("alpha", "2r"), ("targets", "all"), ("lora_dropout", 0.0)):
+                if value.get(name) is None:
+                    value[name] = default
+        if value.get("betas") is None:
+            value["betas"] = (0.9, 0.95) if value.get("optimizer") == "lion" else (0.9, 0.999)
+        return value
+
+    @field_validator("alpha", mode="before")
+    @classmethod
+    def _alpha_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        return _alpha(value, info.data.get("rank"))
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_in_range(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not all(0 <= beta < 1 for beta in value):
+            raise ValueError("each beta must lie between 0 and 1 (1 excluded)")
+        return value
+
+    @field_validator("targets")
+    @classmethod
+    def _some_target(cls, value: Any) -> Any:
+        if value == ():
+            raise ValueError("an empty list adapts nothing: name layers, or write all")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ArmConfig:
+        found = _conflicts(self)
+        if found:
+            raise MistakesError(*found)
+        return self
+
+    @property
+    def decay(self) -> float:
+        """Weight decay in torch's convention: each step multiplies weights by 1 - lr * decay."""
+        if self.weight_decay_relative:
+            return self.weight_decay_relative / self.learning_rate
+        return self.weight_decay
+
+    @property
+    def gamma(self) -> float:
+        """LoRA's scaling alpha / r (Hu et al., 2021)."""
+        assert self.alpha is not None
+        assert self.rank is not None
+        return self.alpha / self.rank
+
+    def record(self) -> dict[str, Any]:
+        """The arm as JSON values; settings that do not apply to its method are left out.
+
+        ``ArmConfig.model_validate`` of a record gives an equal arm.
+        """
+        return self.model_dump(mode="json", exclude_none=True) | {"clip": self.clip}
+
+    @property
+    def id(self) -> str:
+        """A readable name ending in a hash of every setting, stable across versions and machines.
+
+        Settings that are unset are left out of the hash, so that a later version which knows more
+        of them gives old arms their old ids.
+        """
+        canonical = json.dumps(self.record(), sort_keys=True, separators=(",", ":"))
+        digest = hashlib.sha256(canonical.encode()).hexdigest()[:8]
+        rank = f"-r{self.rank}" if self.method == "lora" else ""
+        return f"{self.method}{rank}-lr{self.learning_rate:g}-s{self.seed}-{digest}"
+
+    @property
+    def label(self) -> str:
+        """A short name for charts: method, rank and learning rate."""
+        rank = f" r{self.rank}" if self.method == "lora" else ""
+        return f"{self.method}{rank} lr {self.learning_rate:g}"
+
+
+def _conflicts(arm: ArmConfig) -> list[Mistake]:
+    """Settings of one arm that do not go together."""
+    found = []
+    if arm.method == "full":
+        given = [key for key in LORA_FIELDS if getattr(arm, key) is not None]
+        found += [Mistake((key,), "only for method lora, not for full") for key in given]
+    if arm.method == "lora":
+        if arm.rank is None:
+            found.append(Mistake(("rank",), "missing; a lora arm needs one, for example rank: 16"))
+        if arm.attention_dropout is not None:
+            found.append(
+                Mistake(("attention_dropout",), "only for method full; lora has lora_dropout")
+            )
+    if arm.weight_decay and arm.weight_decay_relative:
+        reason = "weight_decay_relative says the same in another convention: give one of them"
+        found.append(Mistake(("weight_decay",), reason))
+    return found
+
+
+def _alpha(value: Any, rank: Any) -> Any:
+    """Resolve ``2r`` to a number; a value of another type is left to the type check."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    try:
+        if not text.endswith("r"):
+            raise ValueError
+        multiple = float(text[:-1] or 1)
+    except ValueError:
+        raise ValueError(f"'{value}': write a number, or a multiple of the rank as 2r") from None
+    return None if rank is None else multiple * rank
+
+
+def expand(group: dict[str, Any], defaults: dict[str, Any]) -> list[dict[str, Any]]:
+    """All settings that one entry under ``arms`` stands for.
+
+    A list is a sweep; several lists give their cartesian product. Settings under ``paired`` are
+    lists of one length and advance together. Values that are lists themselves (``targets`` by
+    name, ``betas``) are swept as lists of lists; ``targets: [all, mlp]`` is a sweep because both
+    are keywords.
+
+    Raises:
+        MistakesError: a paired list of another length, an empty list, a setting given twice, or
+            more than 1,000 arms.
+    """
+    group = dict(group)
+    paired = group.pop("paired", {})
+    if not isinstance(paired, dict) or not all(isinstance(v, list) for v in paired.values()):
+        raise MistakesError(
+            Mistake(("paired",), "give lists, for example {rank: [16, 64], learning_rate: [..]}")
+        )
+    lengths = {key: len(values) for key, values in paired.items()}
+    if len(set(lengths.values())) > 1:
+        counts = ", ".join(f"{key} has {length}" for key, length in lengths.items())
+        raise MistakesError(Mistake(("paired",), f"the lists must be of one length ({counts})"))
+    for key in group:
+        if key in paired:
+            raise MistakesError(Mistake(("paired", key), "given both in paired and beside it"))
+    for key, value in {**group, **paired}.items():
+        if value == [] and (key in paired or _is_sweep(key, value)):
+            at = ("paired", key) if key in paired else (key,)
+            raise MistakesError(Mistake(at, "an empty list gives no arm"))
+    if "method" in defaults and "method" not in paired:
+        group = {"method": defaults["method"], **group}
+    axes = [[{key: item} for item in swept(key, value)] for key, value in group.items()]
+    if paired:
+        count = next(iter(lengths.values()))
+        axes.append([{key: paired[key][i] for key in paired} for i in range(count)])
+    expanded: list[dict[str, Any]] = []
+    for own in _product(axes, MOST_ARMS):
+        inherited = {k: v for k, v in defaults.items() if k not in own and _applies(k, own)}
+        axes = [[{key: item} for item in swept(key, value)] for key, value in inherited.items()]
+        expanded += [{**rest, **own} for rest in _product(axes, MOST_ARMS - len(expanded))]
+    return expanded
+
+
+def complete_defaults(defaults: dict[str, Any]) -> dict[str, Any]:
+    """``defaults`` with every setting that an arm would otherwise fill in by itself, as JSON."""
+    own: dict[str, Any] = {"alpha": "2r", "targets": "all", "lora_dropout": 0.0}
+    for key, field in ArmConfig.model_fields.items():
+        if not field.is_required() and field.default is not None:
+            value = field.default
+            own[key] = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    kept = {k: v for k, v in own.items() if k in defaults or _applies(k, defaults)}
+    return kept | defaults
+
+
+def swept(key: str, value: Any) -> list[Any]:
+    """The values that a setting takes in turn: the items of a sweep, or the one value."""
+    return value if _is_sweep(key, value) else [value]
+
+
+def _product(axes: list[list[dict[str, Any]]], most: int) -> list[dict[str, Any]]:
+    if math.prod(len(axis) for axis in axes) > most:
+        raise MistakesError(Mistake((), f"the lists multiply to more than {MOST_ARMS:,} arms"))
+    return [
+        {key: value for part in combination for key, value in part.items()}
+        for combination in itertools.product(*axes)
+    ]
+
+
+def _applies(key: str, own: dict[str, Any]) -> bool:
+    """Whether a default is meant for this arm.
+
+    Defaults for LoRA pass by a full arm, and the other way round; weight decay in one convention
+    passes by an arm that states it in the other.
+    """
+    if key in ("weight_decay", "weight_decay_relative"):
+        return not {"weight_decay", "weight_decay_relative"} & set(own)
+    if own.get("method") == "full":
+        return key not in LORA_FIELDS
+    if own.get("method") == "lora":
+        return key != "attention_dropout"
+    return True
+
+
+def _is_sweep(key: str, value: Any) -> bool:
+    if not isinstance(value, list):
+        return False
+    if key == "betas":
+        return any(isinstance(item, list) for item in value)
+    if key == "targets":
+        return all(isinstance(item, list) or item in KEYWORDS for item in value)
+    return True

@@ -1,0 +1,380 @@
+"""The study file: one question, complete. Every key of the YAML is a field here."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainSerializer,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    Tag,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from paretune.study.arms import ArmConfig
+from paretune.study.mistakes import Mistake, MistakesError
+from paretune.study.quantity import EXAMPLES, Quantity
+
+QuantityField = Annotated[
+    Quantity,
+    BeforeValidator(Quantity.parse),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": ["string", "number"], "description": EXAMPLES}),
+]
+
+
+def _share(value: Any) -> float:
+    if isinstance(value, str) and value.strip().endswith("%"):
+        try:
+            value = float(value.strip()[:-1]) / 100
+        except ValueError:
+            raise ValueError(f"'{value}' is not a share: write it as 5%") from None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"'{value}' is not a share: write it as 5%")
+    if not 0 < value < 1:
+        raise ValueError("a share must lie between 0% and 100%")
+    return float(value)
+
+
+def _percent(share: float) -> str | float:
+    """A share as people write it, or as a number where that would round it."""
+    text = f"{share * 100:g}%"
+    return text if _share(text) == share else share
+
+
+Share = Annotated[
+    float,
+    BeforeValidator(_share),
+    PlainSerializer(_percent, return_type=str | float),
+    WithJsonSchema({"type": ["string", "number"], "description": "a share such as 5%"}),
+]
+
+
+class Strict(BaseModel):
+    """No unknown keys, no changes after validation."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False
+    )
+
+
+class PythonPackages(Strict):
+    """The running interpreter's own Python code: standard library and installed packages."""
+
+    from_: Literal["python-packages"] = Field(alias="from")
+    packages: Literal["all", "stdlib", "installed"] | tuple[str, ...] = Field(
+        default="all", description="all, stdlib, installed, or names of top-level packages"
+    )
+
+
+class Files(Strict):
+    """Local files: JSON lines (also .gz), Parquet, or plain text (one document a file)."""
+
+    from_: Literal["json", "parquet", "text"] = Field(alias="from")
+    path: str | tuple[str, ...] = Field(description="a file, a folder, a pattern, or several")
+    text: str = Field(default="text", description="field that holds a document (cpt)")
+    prompt: str = Field(default="prompt", description="field that holds the prompt (ift)")
+    response: str = Field(default="response", description="field that holds the response (ift)")
+    group: str | None = Field(
+        default=None,
+        description="field that names what rows belong together (a book, a repository)",
+    )
+    limit: StrictInt | None = Field(default=None, ge=1, description="read at most this many rows")
+
+
+class Hub(Strict):
+    """A data set on the Hugging Face hub, streamed."""
+
+    from_: Literal["hub"] = Field(alias="from")
+    name: str = Field(description="for example wikitext, or bigcode/starcoderdata")
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = Field(
+        default=None, description="pin a commit, so that the data cannot change"
+    )
+    text: str = "text"
+    prompt: str = "prompt"
+    response: str = "response"
+    group: str | None = None
+    limit: StrictInt | None = Field(default=None, ge=1)
+
+
+class Arithmetic(Strict):
+    """Generated arithmetic word problems with short numeric answers (instruction pairs)."""
+
+    from_: Literal["arithmetic"] = Field(alias="from")
+    count: StrictInt = Field(default=4000, ge=1, description="number of distinct problems")
+    seed: StrictInt = Field(default=0, ge=0)
+
+
+class PocketProse(Strict):
+    """English prose written for this project; the pocket base has never seen it."""
+
+    from_: Literal["pocket-prose"] = Field(alias="from")
+
+
+DataConfig = Annotated[
+    PythonPackages | Files | Hub | Arithmetic | PocketProse, Field(discriminator="from_")
+]
+
+
+Heldout = Annotated[
+    Annotated[Share, Tag("a share")] | Annotated[DataConfig, Tag("data of its own")],
+    Discriminator(lambda value: "data of its own" if _is_mapping(value) else "a share"),
+]
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict | Strict)
+
+
+class Target(Strict):
+    """The domain being learned: its training data, and the metrics that show learning."""
+
+    data: DataConfig
+    heldout: Heldout = Field(
+        default=0.05, description="a share of the groups, kept out of training; or data of its own"
+    )
+    metrics: tuple[Literal["bits_per_byte", "cloze", "exact_match"], ...] = Field(
+        default=("bits_per_byte",), min_length=1
+    )
+    items: StrictInt = Field(
+        default=64, ge=1, description="held-out blocks (cpt) or pairs (ift) to score"
+    )
+    answer_tokens: StrictInt = Field(
+        default=16, ge=1, description="longest generated answer (exact_match)"
+    )
+
+
+class SourceText(Strict):
+    """A text that the base could already predict; what an arm loses on it is forgetting."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    data: DataConfig
+    metrics: tuple[Literal["bits_per_byte", "cloze"], ...] = Field(
+        default=("bits_per_byte",), min_length=1
+    )
+    items: StrictInt = Field(default=64, ge=1, description="blocks, and cloze questions, to score")
+
+
+class SelfProbe(Strict):
+    """Text sampled once from the base; an arm's divergence from the base is measured on it."""
+
+    samples: StrictInt = Field(default=64, ge=1)
+    tokens: StrictInt = Field(default=256, ge=8, description="length of each sample")
+    seed: StrictInt = Field(default=0, ge=0)
+
+
+class Source(Strict):
+    """What the base could do before: the metrics that show forgetting."""
+
+    self_probe: SelfProbe | None = SelfProbe()
+    texts: tuple[SourceText, ...] = ()
+
+    @model_validator(mode="after")
+    def _something(self) -> Source:
+        found = []
+        names = [text.name for text in self.texts]
+        for index, name in enumerate(names):
+            if name in ("target", "self_probe"):
+                reason = f"'{name}' is taken: give the text another name"
+                found.append(Mistake(("texts", index, "name"), reason))
+            if name in names[:index]:
+                reason = f"'{name}' is the name of another text: give each its own"
+                found.append(Mistake(("texts", index, "name"), reason))
+        if self.self_probe is None and not self.texts:
+            reason = "nothing shows forgetting: leave this out (there is a default) or give texts"
+            found.append(Mistake(("self_probe",), reason))
+        if found:
+            raise MistakesError(*found)
+        return self
+
+
+class Training(Strict):
+    """What all arms share: the shape of a batch and how text becomes tokens."""
+
+    block_length: StrictInt = Field(default=512, ge=8, description="tokens in a row")
+    batch_size: StrictInt = Field(default=16, ge=1, description="rows in an optimizer step")
+    template: Literal["auto", "chat", "plain"] = Field(
+        default="auto",
+        description="how a pair is written (ift): the tokenizer's chat template, or plain",
+    )
+    repeat: StrictBool = Field(
+        default=False, description="a token budget may pass over the data more than once"
+    )
+    max_bad_rows: Share = Field(
+        default=0.01, description="stop when more than this share of rows is bad"
+    )
+
+
+class Budgets(Strict):
+    """When every arm is scored, and how its runs are laid out."""
+
+    at: tuple[QuantityField, ...] = Field(min_length=1)
+    mode: Literal["hot", "separate", "cooldown"] = Field(
+        default="hot",
+        description="hot: scored as one run passes; separate: a run for each; cooldown: one trunk, "
+        "a branch with a learning rate falling to its end for each",
+    )
+
+    @field_validator("at", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return value if isinstance(value, list | tuple) else [value]
+
+    @field_validator("at")
+    @classmethod
+    def _ascending(cls, value: tuple[Quantity, ...]) -> tuple[Quantity, ...]:
+        """Sorted where all have one unit; what ``8M`` is in epochs, only the data can say."""
+        for index, quantity in enumerate(value):
+            if quantity in value[:index]:
+                raise MistakesError(Mistake((index,), f"{quantity} is given twice"))
+        if len({quantity.unit for quantity in value}) == 1:
+            return tuple(sorted(value, key=lambda quantity: quantity.amount))
+        return value
+
+
+class RepeatBest(Strict):
+    """After the sweep, train the best arm of each group again under other seeds."""
+
+    seeds: tuple[Annotated[StrictInt, Field(ge=0)], ...] = Field(min_length=1)
+    per: tuple[Literal["method", "rank", "targets", "optimizer"], ...] = ("method", "rank")
+    metric: str = Field(
+        default="target/bits_per_byte", description="best at the last budget by this"
+    )
+
+
+class Frontier(Strict):
+    """The two metrics whose trade-off the report shows first; names are SET/METRIC."""
+
+    learning: str | None = None
+    forgetting: str | None = None
+
+
+class Checkpoints(Strict):
+    """What is kept on disk."""
+
+    keep: Literal["all", "last", "none"] = Field(
+        default="all", description="budget checkpoints kept"
+    )
+    every_seconds: StrictFloat = Field(
+        default=60.0, gt=0, description="time between states a run resumes from"
+    )
+
+
+class Base(Strict):
+    """The pretrained causal LM all arms start from."""
+
+    name: str = Field(description="pocket, a folder, or a Hugging Face model")
+    revision: str | None = None
+    trust_remote_code: StrictBool = False
+
+
+class StudyConfig(Strict):
+    """A study: a base, a target, a source, arms and budgets."""
+
+    paretune: Literal[1] = Field(default=1, description="version of this file format")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the study")
+    about: str = Field(default="", description="a sentence or two for the report")
+    base: Base
+    regime: Literal["cpt", "ift"] = Field(
+        description="cpt: continued pretraining on text; ift: instruction pairs, loss on responses"
+    )
+    target: Target
+    source: Source = Source()
+    training: Training = Training()
+    defaults: dict[str, Any] = Field(
+        default={}, description="settings for every arm that has no other"
+    )
+    arms: tuple[dict[str, Any], ...] = Field(min_length=1)
+    budgets: Budgets
+    repeat_best: RepeatBest | None = None
+    frontier: Frontier = Frontier()
+    checkpoints: Checkpoints = Checkpoints()
+
+    @field_validator("base", mode="before")
+    @classmethod
+    def _base_by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _coherent(self) -> StudyConfig:
+        found = _contradictions(self)
+        if found:
+            raise MistakesError(*found)
+        return self
+
+    def metric_names(self) -> list[str]:
+        """Every score an arm gets, as SET/METRIC, learning first."""
+        names = [f"target/{metric}" for metric in self.target.metrics]
+        if self.source.self_probe is not None:
+            names += ["self_probe/kl", "self_probe/bits_per_byte"]
+        return names + [f"{t.name}/{metric}" for t in self.source.texts for metric in t.metrics]
+
+    def learning_metric(self) -> str:
+        """The metric on the frontier's learning axis."""
+        return self.frontier.learning or f"target/{self.target.metrics[-1]}"
+
+    def forgetting_metric(self) -> str:
+        """The metric on the frontier's forgetting axis."""
+        forgetting = [name for name in self.metric_names() if not name.startswith("target/")]
+        return self.frontier.forgetting or forgetting[0]
+
+
+def _contradictions(study: StudyConfig) -> list[Mistake]:
+    """Keys of a study that do not go together."""
+    found = []
+    data = study.target.data
+    if study.regime == "cpt":
+        if "exact_match" in study.target.metrics:
+            reason = "exact_match needs prompts and responses: it is for regime ift"
+            found.append(Mistake(("target", "metrics"), reason))
+        if isinstance(data, Arithmetic):
+            reason = "arithmetic gives prompts and responses: set regime: ift"
+            found.append(Mistake(("target", "data", "from"), reason))
+    if study.regime == "ift":
+        if "cloze" in study.target.metrics:
+            reason = "cloze needs running text: it is for regime cpt"
+            found.append(Mistake(("target", "metrics"), reason))
+        if isinstance(data, PythonPackages | PocketProse):
+            reason = f"{data.from_} has no prompts: set regime: cpt"
+            found.append(Mistake(("target", "data", "from"), reason))
+    for index, text in enumerate(study.source.texts):
+        if isinstance(text.data, Arithmetic):
+            reason = "arithmetic gives prompts and responses, and a source text is running text"
+            found.append(Mistake(("source", "texts", index, "data", "from"), reason))
+    known = study.metric_names()
+    learning = [name for name in known if name.startswith("target/")]
+    asked = [
+        (("frontier", "learning"), study.frontier.learning, learning),
+        (("frontier", "forgetting"), study.frontier.forgetting, known[len(learning) :]),
+    ]
+    if study.repeat_best is not None:
+        asked.append((("repeat_best", "metric"), study.repeat_best.metric, known))
+    for path, metric, scored in asked:
+        if metric is not None and metric not in scored:
+            reason = f"'{metric}' is not scored here; there is {', '.join(scored)}"
+            found.append(Mistake(path, reason))
+    return found
+
+
+class Study(Strict):
+    """A validated study file: the configuration and the arms its sweeps stand for."""
+
+    config: StudyConfig
+    arms: tuple[ArmConfig, ...]
+
+
+def safe_name(name: str) -> str:
+    """``name`` with everything that a file name should not hold replaced by ``-``."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "study"

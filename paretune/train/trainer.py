@@ -1,0 +1,260 @@
+"""One optimizer step of a cohort: the same batch, loss, clipping and update for every method."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from paretune.data.blocks import Batch, Blocks
+from paretune.data.order import rows_for_step
+from paretune.model.trainee import CPU_TOKENS, Pass, Trainee
+from paretune.train.divergence import Divergence
+from paretune.train.optim import PerArmOptimizer
+from paretune.train.schedule import Resolved
+
+# Share of the free device memory that a piece of a batch may take
+_MEMORY_SHARE = 0.85
+
+
+@dataclass
+class _Log:
+    """Per-step numbers, left on the device until somebody reads them."""
+
+    steps: list[int] = field(default_factory=list)
+    loss_K: list[torch.Tensor] = field(default_factory=list)
+    norm_K: list[torch.Tensor] = field(default_factory=list)
+    rate_K: list[torch.Tensor] = field(default_factory=list)
+
+
+class Trainer:
+    """Trains the arms of one :class:`Trainee`.
+
+    The loss of a step is the sum over arms of each arm's mean over its loss tokens, so an arm's
+    gradient is what it would be alone. Clipping, learning rate and divergence are per arm.
+
+    Args:
+        trainee: the arms and the model that carries them.
+        blocks: training data; each arm reads it in the order of its own seed.
+        batch_size: rows of each arm in a step.
+    """
+
+    def __init__(self, trainee: Trainee, blocks: Blocks, batch_size: int) -> None:
+        self.trainee = trainee
+        self.blocks = blocks
+        self.batch_size = batch_size
+        self.vocabulary = int(trainee.model.config.vocab_size)
+        self.optimizers = [
+            PerArmOptimizer(flat, [trainee.arms[i] for i in flat.arms]) for flat in trainee.flats
+        ]
+        self._peak = [arm.learning_rate for arm in trainee.arms]
+        self._clip_K = torch.tensor(
+            [arm.clip if arm.clip is not None else math.inf for arm in trainee.arms],
+            device=trainee.device,
+        )
+        self.divergence = self._new_divergence()
+        self._log = _Log()
+        trainee.rows = self._rows_on_cpu()
+
+    def restart(self) -> None:
+        """Go back to the initial weights with fresh optimizer state, for another leg."""
+        self.trainee.reset()
+        for optimizer in self.optimizers:
+            for value in optimizer.state.values():
+                value.zero_()
+        self.divergence = self._new_divergence()
+        self._log = _Log()
+
+    def step(self, t: int, schedules: list[Resolved]) -> None:
+        """Optimizer step number ``t`` (0-based) of every arm that is still alive.
+
+        Args:
+            schedules: one for each arm, in cohort order.
+        """
+        trainee = self.trainee
+        batches = self._batches(t)
+        for flat in trainee.flats:
+            flat.zero_grad()
+        loss_K = torch.zeros(len(trainee.arms), device=trainee.device)
+        for group in trainee.passes:
+            if trainee.device.type == "cpu" and not self.alive(group):
+                continue
+            loss_K[group.start : group.stop] = self._accumulate(group, batches, t)
+        norm_K = torch.zeros_like(loss_K)
+        for flat in trainee.flats:
+            norm_K[flat.arms] = torch.linalg.vector_norm(flat.grad, dim=1)
+        alive_K = self.divergence.watch(t + 1, loss_K, norm_K)
+        # torch.nn.utils.clip_grad_norm_'s formula, arm by arm
+        scale_K = (self._clip_K / (norm_K + 1e-6)).clamp(max=1.0)
+        rates = [p * s.factor(t) for p, s in zip(self._peak, schedules, strict=True)]
+        rate_K = torch.tensor(rates, dtype=torch.float64, device=trainee.device) * alive_K
+        for flat, optimizer in zip(trainee.flats, self.optimizers, strict=True):
+            scale, alive = scale_K[flat.arms][:, None], alive_K[flat.arms][:, None]
+            flat.grad.copy_(torch.where(alive, flat.grad * scale, 0.0))
+            optimizer.step(t + 1, rate_K[flat.arms])
+        self._log.steps.append(t + 1)
+        self._log.loss_K.append(loss_K)
+        self._log.norm_K.append(norm_K)
+        self._log.rate_K.append(rate_K)
+
+    def alive(self, group: Pass) -> bool:
+        """Whether any arm of a pass still trains (waits for the device)."""
+        return bool(self.divergence.alive_K[group.start : group.stop].any())
+
+    def curve(self) -> list[list[dict[str, Any]]]:
+        """The rows of train.jsonl gathered since the last call, one list an arm."""
+        log, self._log = self._log, _Log()
+        rows: list[list[dict[str, Any]]] = [[] for _ in self.trainee.arms]
+        if not log.steps:
+            return rows
+        columns = [torch.stack(v).tolist() for v in (log.loss_K, log.norm_K, log.rate_K)]
+        tokens = self.batch_size * self.blocks.block_length
+        verdicts = self.divergence.verdicts()
+        for i, step in enumerate(log.steps):
+            for position, row in enumerate(rows):
+                if position in verdicts and step > verdicts[position][0]:
+                    continue
+                loss, norm, rate = (column[i][position] for column in columns)
+                row.append(
+                    {
+                        "step": step,
+                        "tokens": step * tokens,
+                        "loss": _finite(loss),
+                        "grad_norm": _finite(norm),
+                        "learning_rate": rate,
+                    }
+                )
+        return rows
+
+    def state(self, position: int) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+        """Everything a resumed run needs of one arm: tensors, and the divergence watch."""
+        index, row = self._locate(position)
+        tensors = {"values": self.trainee.flats[index].values[row]}
+        tensors |= {name: value[row] for name, value in self.optimizers[index].state.items()}
+        return tensors, self.divergence.state(position)
+
+    def restore(
+        self, position: int, tensors: dict[str, torch.Tensor], watch: dict[str, int]
+    ) -> None:
+        """Undo of :meth:`state`."""
+        index, row = self._locate(position)
+        self.trainee.flats[index].values[row].copy_(tensors["values"])
+        for name, value in self.optimizers[index].state.items():
+            value[row].copy_(tensors[name])
+        self.divergence.restore(position, watch)
+
+    def weights(self, position: int) -> dict[str, torch.Tensor]:
+        """Named views of one arm's trained tensors."""
+        index, row = self._locate(position)
+        return self.trainee.flats[index].tensors(row)
+
+    def fit_memory(self) -> None:
+        """Choose how many rows go through the device at once, from two measured pieces.
+
+        Nothing to do on a CPU. Results do not depend on it beyond rounding.
+        """
+        device = self.trainee.device
+        if device.type != "cuda":
+            return
+        group = max(self.trainee.passes, key=lambda p: p.count)
+        batches = self._batches(0)
+        peaks = []
+        for size in (1, 2):
+            self.trainee.rows = size
+            torch.cuda.reset_peak_memory_stats(device)
+            self._accumulate(group, batches, 0, pieces=1)
+            peaks.append(torch.cuda.max_memory_allocated(device))
+        torch.cuda.empty_cache()
+        per_row = max(1, peaks[1] - peaks[0])
+        free, _ = torch.cuda.mem_get_info(device)
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        # Kernels index with 32 bits; the logits are the largest tensor of a piece
+        index_limit = (2**31 - 1) // (group.count * self.blocks.block_length * self.vocabulary)
+        limit = max(1, min(int(_MEMORY_SHARE * free / per_row), index_limit, self.batch_size))
+        pieces = -(-self.batch_size // limit)
+        self.trainee.rows = -(-self.batch_size // pieces)
+
+    def _batches(self, t: int) -> dict[int, Batch]:
+        """The batch of step ``t`` for each seed among the arms."""
+        return {
+            seed: self.blocks.batch(rows_for_step(self.blocks.count, self.batch_size, t, seed))
+            for seed in dict.fromkeys(arm.seed for arm in self.trainee.arms)
+        }
+
+    def _accumulate(
+        self, group: Pass, batches: dict[int, Batch], t: int, pieces: int | None = None
+    ) -> torch.Tensor:
+        """Gradients of a pass over its batch, in pieces that fit; returns each arm's loss [k]."""
+        trainee = self.trainee
+        while True:
+            try:
+                return self._pieces(group, batches, t, pieces)
+            except torch.OutOfMemoryError:
+                if trainee.rows == 1:
+                    raise
+            trainee.rows = -(-trainee.rows // 2)
+            torch.cuda.empty_cache()
+            for flat in trainee.flats:
+                if group.start <= flat.arms[0] < group.stop:
+                    flat.zero_grad()
+
+    def _pieces(
+        self, group: Pass, batches: dict[int, Batch], t: int, pieces: int | None
+    ) -> torch.Tensor:
+        trainee, rows = self.trainee, self.trainee.rows
+        arms = trainee.arms[group.start : group.stop]
+        own = [batches[arm.seed] for arm in arms]
+        targets = [max(1, int(batch.loss_mask[:, 1:].sum())) for batch in own]
+        weight_K = torch.tensor(targets, device=trainee.device).reciprocal()
+        total_K = torch.zeros(len(arms), device=trainee.device)
+        for number, first in enumerate(range(0, self.batch_size, rows)):
+            if number == pieces:
+                break
+            part = slice(first, min(first + rows, self.batch_size))
+            ids = self._gather([b.input_ids[part] for b in own])
+            mask = self._gather([b.loss_mask[part] for b in own])
+            positions = [b.position_ids[part] for b in own if b.position_ids is not None]
+            segments = [b.segments[part] for b in own if b.segments is not None]
+            with trainee.applied(group, step=t, first_row=first):
+                logits = trainee.forward(
+                    ids,
+                    position_ids_NS=self._gather(positions) if positions else None,
+                    segments_NS=self._gather(segments) if segments else None,
+                    use_cache=False,
+                ).logits
+                loss_K = self._loss(logits, ids, mask, len(arms)) * weight_K
+                loss_K.sum().backward()
+            total_K += loss_K.detach()
+        return total_K
+
+    def _loss(
+        self, logits_NSV: torch.Tensor, ids_NS: torch.Tensor, mask_NS: torch.Tensor, count: int
+    ) -> torch.Tensor:
+        """Summed cross-entropy of each arm's loss tokens, [K], in nats."""
+        labels = ids_NS[:, 1:].masked_fill(~mask_NS[:, 1:], -100)
+        losses = F.cross_entropy(
+            logits_NSV[:, :-1].float().flatten(0, 1), labels.flatten(), reduction="none"
+        )
+        return losses.view(count, -1).sum(dim=1)
+
+    def _gather(self, tensors: list[torch.Tensor]) -> torch.Tensor:
+        return torch.cat(tensors).to(self.trainee.device, non_blocking=True)
+
+    def _locate(self, position: int) -> tuple[int, int]:
+        for index, flat in enumerate(self.trainee.flats):
+            if position in flat.arms:
+                return index, flat.arms.index(position)
+        raise IndexError(position)
+
+    def _new_divergence(self) -> Divergence:
+        return Divergence(len(self.trainee.arms), self.vocabulary, self.trainee.device)
+
+    def _rows_on_cpu(self) -> int:
+        return max(1, min(self.batch_size, CPU_TOKENS // self.blocks.block_length))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

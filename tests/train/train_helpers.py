@@ -1,0 +1,63 @@
+"""Training a few steps in one line, with every step's loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from paretune.data.blocks import Blocks
+from paretune.model.trainee import full_arm, lora_cohort
+from paretune.study.arms import ArmConfig
+from paretune.study.config import Base
+from paretune.train.schedule import Span, resolve
+from paretune.train.trainer import Trainer
+
+CPU = torch.device("cpu")
+BATCH = 4
+
+
+def arm(**settings: object) -> ArmConfig:
+    """An arm with a constant learning rate unless told otherwise."""
+    defaults = {"schedule": {"shape": "constant", "warmup": "0%"}, "learning_rate": 1e-3}
+    return ArmConfig.model_validate({**defaults, **settings})
+
+
+def lora(rank: int, rate: float, **settings: object) -> ArmConfig:
+    """A LoRA arm."""
+    return arm(method="lora", rank=rank, learning_rate=rate, **settings)
+
+
+def train(
+    base: Base,
+    arms: Sequence[ArmConfig],
+    blocks: Blocks,
+    steps: int,
+    *,
+    arms_per_pass: int | None = None,
+    rows: int | None = None,
+) -> tuple[Trainer, dict[str, list[float | None]]]:
+    """Train arms together; returns the trainer and each arm's losses by id."""
+    trainee = (
+        full_arm(base, arms[0], CPU)
+        if arms[0].method == "full"
+        else lora_cohort(base, arms, CPU, arms_per_pass=arms_per_pass)
+    )
+    trainer = Trainer(trainee, blocks, BATCH)
+    if rows is not None:
+        trainee.rows = rows
+    span = Span(BATCH * blocks.block_length, blocks.count // BATCH)
+    schedules = [resolve(a.schedule, span, total=steps, warmup_total=steps) for a in trainee.arms]
+    for t in range(steps):
+        trainer.step(t, schedules)
+    curves = trainer.curve()
+    losses = {
+        a.id: [row["loss"] for row in rows] for a, rows in zip(trainee.arms, curves, strict=True)
+    }
+    return trainer, losses
+
+
+def weights(trainer: Trainer, wanted: ArmConfig) -> dict[str, torch.Tensor]:
+    """The trained tensors of an arm."""
+    position = [a.id for a in trainer.trainee.arms].index(wanted.id)
+    return {name: value.clone() for name, value in trainer.weights(position).items()}

@@ -11,32 +11,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paretune.errors import UserError, UserErrors
-    from paretune.run.export import export
-    from paretune.run.planner import StudyPlan, plan
-    from paretune.run.record import record_of as load
-    from paretune.run.report import report
-    from paretune.run.runner import run
-    from paretune.run.status import ArmStatus, status
+    from paretune.runner.export import export
+    from paretune.runner.planner import StudyPlan, plan
+    from paretune.runner.record import record_of as load
+    from paretune.runner.report import write_report
+    from paretune.runner.run import run
+    from paretune.runner.status import ArmStatus, status
     from paretune.study.arms import ArmConfig
     from paretune.study.config import Study, StudyConfig
     from paretune.study.yamlfile import load_study, parse_study
 
 _WHERE = {
     "ArmConfig": "paretune.study.arms",
-    "ArmStatus": "paretune.run.status",
+    "ArmStatus": "paretune.runner.status",
     "Study": "paretune.study.config",
     "StudyConfig": "paretune.study.config",
-    "StudyPlan": "paretune.run.planner",
+    "StudyPlan": "paretune.runner.planner",
     "UserError": "paretune.errors",
     "UserErrors": "paretune.errors",
-    "export": "paretune.run.export",
-    "load": "paretune.run.record:record_of",
+    "export": "paretune.runner.export",
+    "load": "paretune.runner.record:record_of",
     "load_study": "paretune.study.yamlfile",
     "parse_study": "paretune.study.yamlfile",
-    "plan": "paretune.run.planner",
-    "report": "paretune.run.report",
-    "run": "paretune.run.runner",
-    "status": "paretune.run.status",
+    "plan": "paretune.runner.planner",
+    "run": "paretune.runner.run",
+    "status": "paretune.runner.status",
+    "write_report": "paretune.runner.report",
 }
 
 __all__ = [
@@ -52,9 +52,9 @@ __all__ = [
     "load_study",
     "parse_study",
     "plan",
-    "report",
     "run",
     "status",
+    "write_report",
 ]
 
 

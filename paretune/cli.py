@@ -67,8 +67,8 @@ def init(
 @app.command()
 def plan(study: StudyFile, device: DeviceOption = None) -> None:
     """Check a study file and say what the study will take; nothing is trained."""
-    from paretune.run.planner import plan as make
-    from paretune.run.tables import plan_table
+    from paretune.runner.planner import plan as make
+    from paretune.runner.tables import plan_table
 
     _print(plan_table(make(study, device=device)))
 
@@ -84,8 +84,8 @@ def run(study: StudyFile, out: OutOption = None, device: DeviceOption = None) ->
 @app.command()
 def status(folder: StudyFolder) -> None:
     """Say what is done, running, diverged and left."""
-    from paretune.run.status import status as read
-    from paretune.run.tables import status_table
+    from paretune.runner.status import status as read
+    from paretune.runner.tables import status_table
 
     _print(status_table(read(folder)))
 
@@ -93,9 +93,9 @@ def status(folder: StudyFolder) -> None:
 @app.command()
 def report(folder: StudyFolder) -> None:
     """Rebuild results.parquet, results.csv, the figures and report.html."""
-    from paretune.run.report import report as rebuild
+    from paretune.runner.report import write_report
 
-    typer.echo(f"report: {rebuild(folder)}")
+    typer.echo(f"report: {write_report(folder).resolve()}")
 
 
 @app.command()
@@ -111,7 +111,7 @@ def export(
     ] = False,
 ) -> None:
     """Write an arm as a PEFT adapter, or as a merged Hugging Face model."""
-    from paretune.run.export import export as write
+    from paretune.runner.export import export as write
 
     arm_id, tokens, path = write(folder, arm, to, merged=merge)
     typer.echo(f"{arm_id} at {tokens:,} tokens: {path}")
@@ -142,8 +142,8 @@ def main() -> None:
 
 
 def _run(study: object, out: Path | None, device: str | None) -> None:
-    from paretune.run.progress import Terminal
-    from paretune.run.runner import run as run_study
+    from paretune.runner.progress import Terminal
+    from paretune.runner.run import run as run_study
     from paretune.study.config import Study
 
     assert isinstance(study, Study)

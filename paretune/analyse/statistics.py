@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from paretune.evaluate.items import MIN_CLUSTERS, ratio_stderr
+
 if TYPE_CHECKING:
     import pandas as pd
 
 CONFIDENCE = 0.95
-MIN_CLUSTERS = 8  # below this many groups a cluster-robust variance is itself too uncertain
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -88,10 +88,10 @@ def cluster_index(groups: Sequence[str]) -> Ints:
 def paired_difference(a: pd.DataFrame, b: pd.DataFrame, *, sign: float = 1.0) -> Estimate:
     """``sign`` * (score of a - score of b), both scored on the same items.
 
-    The standard error is by linearisation (Cochran, Sampling Techniques, section 6.11): item i
+    The standard error is by linearisation (Cochran, Sampling Techniques, equation 6.13): item i
     contributes d_i = (v_ai - R_a w_ai) / mean(w_a) - (v_bi - R_b w_bi) / mean(w_b), which sum to
-    zero; with D_g their sums over G clusters, stderr^2 = G / (G - 1) * sum(D_g^2) / n^2. The 95%
-    interval uses Student's t with G - 1 degrees of freedom.
+    zero, and the standard error is that of their mean, clustered as ``ratio_stderr`` does. The
+    95% interval uses Student's t with G - 1 degrees of freedom, G the number of clusters.
     """
     try:
         pair = align([a, b])
@@ -99,16 +99,14 @@ def paired_difference(a: pd.DataFrame, b: pd.DataFrame, *, sign: float = 1.0) ->
         return Estimate(None, None, None, None, 0, str(error))
     n = pair.value.shape[1]
     score_a, score_b = pair.scores
-    value = sign * float(score_a - score_b)
+    value = sign * float(score_a - score_b) + 0.0  # + 0.0: no change is never written as -0.0
     residual = (pair.value - pair.scores[:, None] * pair.weight) / pair.weight.mean(
         axis=1, keepdims=True
     )
-    difference = residual[0] - residual[1]
-    count = int(pair.clusters.max()) + 1
-    if count < 2:
+    stderr = ratio_stderr(residual[0] - residual[1], np.ones(n), list(a["group"]))
+    if stderr is None:
         return Estimate(value, None, None, None, n, "one item has no standard error")
-    sums = np.bincount(pair.clusters, weights=difference, minlength=count)
-    stderr = math.sqrt(count / (count - 1) * float(sums @ sums)) / n
+    count = int(pair.clusters.max()) + 1
     half = t_quantile(count - 1) * stderr
     return Estimate(value, stderr, value - half, value + half, n)
 
@@ -116,9 +114,9 @@ def paired_difference(a: pd.DataFrame, b: pd.DataFrame, *, sign: float = 1.0) ->
 def t_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
     """Half-width of a two-sided Student's t interval, in standard errors."""
     if degrees not in _QUANTILES or confidence != CONFIDENCE:
-        from scipy.stats import t
+        from scipy.special import stdtrit
 
-        quantile = float(t.ppf(0.5 + confidence / 2, degrees))
+        quantile = float(stdtrit(degrees, 0.5 + confidence / 2))
         if confidence != CONFIDENCE:
             return quantile
         _QUANTILES[degrees] = quantile

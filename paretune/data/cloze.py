@@ -88,18 +88,25 @@ def cloze_items(
 
 def _read(document: Document, tokenizer: Any, continuation: int) -> _Text:
     ids, _, characters = encode_with_bytes(tokenizer, document.text)
-    text = document.text
-    begins = np.array(
-        [at == 0 or text[at].isspace() or text[at - 1].isspace() for at in characters.tolist()],
-        dtype=bool,
-    )
-    if len(ids):
-        # Pieces of one character share its offset: only the first of them begins anything.
-        begins[1:] &= characters[1:] != characters[:-1]
+    first = np.ones(len(ids), dtype=bool)  # pieces of one character: only the first begins anything
+    first[1:] = characters[1:] != characters[:-1]
+    begins = first & _word_starts(document.text, characters)
     if begins.sum() < len(ids) // 16:  # a script that writes no spaces
-        begins[:] = True
+        begins = first
     starts = np.flatnonzero(begins)
     return _Text(document, ids, starts[starts + continuation <= len(ids)])
+
+
+def _word_starts(text: str, characters: np.ndarray) -> np.ndarray:
+    """Tokens [T] that take in the white space before a word (which a tokenizer may not show).
+
+    A context never ends in a space that some of the options would repeat and others not.
+    """
+    space = np.array([character.isspace() for character in text], dtype=bool)
+    begins = space[characters]
+    hidden = space[characters[1:] - 1] & ~space[characters[:-1]] & (characters[1:] > 0)
+    begins[1:] |= hidden
+    return begins
 
 
 def _places(text: _Text, context: int, continuation: int) -> Iterator[_Place]:

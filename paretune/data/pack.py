@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -96,7 +96,7 @@ def pack_documents(
             for (_, last), ids in zip(texts, encoded, strict=True):
                 if last:
                     ids.append(end)
-            flat = np.fromiter((token for ids in encoded for token in ids), dtype=dtype)
+            flat = np.fromiter(chain.from_iterable(encoded), dtype, sum(map(len, encoded)))
             rest = np.concatenate([rest, flat])
             full = len(rest) // block_length
             if most is not None:

@@ -29,7 +29,7 @@ def pieces(text: str, size: int) -> Iterator[str]:
 
 
 def parts(document: Document, size: int) -> list[Document]:
-    """A document as parts of at most ``size`` characters: ``id#0``, ``id#1``, ...; blank ones go."""
+    """A document in parts of at most ``size`` characters: ``id#0``, ``id#1``, ...; none blank."""
     if len(document.text) <= size:
         return [document]
     return [

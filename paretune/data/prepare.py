@@ -118,9 +118,11 @@ class _Build:
                 items=text.items,
                 block_length=self.length,
             )
-            facts = self._write_sample(sample, _text_file(text.name), source, counts, where)
-            manifest["texts"][text.name] = {"source": _dump(text.data), **facts}
-            names.append(_text_file(text.name))
+            about = self._about(source, counts)
+            name = _text_file(text.name)
+            facts = self._write_sample(sample, name, counts)
+            manifest["texts"][text.name] = {"source": _dump(text.data), **facts, **about}
+            names.append(name)
         manifest["heldout"], manifest["target"] = self._target(opened)
         store.finish(self.folder, names, manifest)
 
@@ -133,18 +135,17 @@ class _Build:
                 sample, training = self._halves(source, counts, split)
             else:
                 out = counts.keep(source.rows(split.heldout))
-                sample = self._sample(out, counts, "target.data")
+                sample = self._sample(out, counts)
                 training = counts.keep(source.rows(lambda id, group: not split.heldout(id, group)))
-            how: dict[str, Any] = {"source": "target.data", "split": split.manifest()}
-            heldout = self._write_sample(sample, store.HELDOUT, source, None, "target.data")
+            heldout: dict[str, Any] = {"source": "target.data", "split": split.manifest()}
+            heldout |= self._write_sample(sample, store.HELDOUT, counts)
         else:
-            where = "target.heldout"
-            own, own_counts = opened[where], self._counts(where)
-            sample = self._sample(own_counts.keep(own.rows(_everything)), own_counts, where)
+            own, own_counts = opened["target.heldout"], self._counts("target.heldout")
+            sample = self._sample(own_counts.keep(own.rows(_everything)), own_counts)
+            heldout = {"source": _dump(share), **self._about(own, own_counts)}
+            heldout |= self._write_sample(sample, store.HELDOUT, own_counts)
             training = counts.keep(source.rows(_everything))
-            how = {"source": _dump(share)}
-            heldout = self._write_sample(sample, store.HELDOUT, own, own_counts, where)
-        return {**how, **heldout}, self._train(source, counts, training, Copies.of(sample.read))
+        return heldout, self._train(source, counts, training, Copies.of(sample.read))
 
     def _train(
         self, source: Source, counts: RowCounts, training: Iterable[Row], copies: Copies
@@ -182,7 +183,7 @@ class _Build:
                 block_length=self.length,
                 most=most,
             )
-        self._check(counts)
+        about = self._about(source, counts)
         batch = self.config.training.batch_size
         if packed["blocks"] < batch:
             raise UserError(
@@ -194,15 +195,13 @@ class _Build:
             f"target.data: {read['rows_read']} {'pairs' if self.pairs else 'documents'} read, "
             f"{packed['blocks']} blocks of {self.length} tokens"
         )
-        counts.dropped.update(source.left_out)
         return {
             "source": _dump(self.config.target.data),
             **read,
             **packed,
             "whole": most is None or packed["blocks"] < most,
             "sha256": digest.hexdigest(),
-            **counts.manifest(),
-            **source.facts(),
+            **about,
         }
 
     def _halves(
@@ -223,9 +222,9 @@ class _Build:
             raise UserError(
                 f"target.data: {document.id} is too short to hold a part of it out: give more text"
             )
-        return self._sample(iter([tail]), counts, "target.data"), [head]
+        return self._sample(iter([tail]), counts), [head]
 
-    def _sample(self, rows: Iterator[Row], counts: RowCounts, where: str) -> Sample:
+    def _sample(self, rows: Iterator[Row], counts: RowCounts) -> Sample:
         items = self.config.target.items
         if not self.pairs:
             documents = cast(Iterator[Document], rows)
@@ -242,22 +241,24 @@ class _Build:
                 counts.add_bad(too_long(pair, self.length))
         return Sample(kept, sample.read)
 
-    def _write_sample(
-        self, sample: Sample, name: str, source: Source, counts: RowCounts | None, where: str
-    ) -> dict[str, Any]:
-        """Write evaluation rows; ``counts`` is None where the training data's own count them."""
-        if counts is not None:
-            self._check(counts)
+    def _write_sample(self, sample: Sample, name: str, counts: RowCounts) -> dict[str, Any]:
+        """Write evaluation rows and return what the manifest says of them."""
         if not sample.kept:
-            raise UserError(f"{where}: no row is left to hold out: give more data")
+            counts.check()
+            raise UserError(f"{counts.where}: no row is left to hold out: give more data")
         store.write_rows(self.folder / name, sample.kept)
-        facts: dict[str, Any] = {
+        return {
             "kept": len(sample.kept),
             "kept_bytes": sum(row.size for row in sample.kept),
             "groups": sorted({row.group for row in sample.kept}),
             "sha256": content_hash(sample.kept),
         }
-        return facts if counts is None else {**facts, **counts.manifest(), **source.facts()}
+
+    def _about(self, source: Source, counts: RowCounts) -> dict[str, Any]:
+        """Check and show the counts of rows; with the source's facts they go in the manifest."""
+        self._check(counts)
+        counts.dropped.update(source.left_out)
+        return {**counts.manifest(), **source.facts()}
 
     def _counts(self, where: str) -> RowCounts:
         return RowCounts(where, self.config.training.max_bad_rows)

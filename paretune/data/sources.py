@@ -84,7 +84,12 @@ def open_source(data: DataConfig, *, where: str, pairs: bool) -> Source:
             _needs_documents("text", where, pairs)
         names, read = local_rows(data, where=where, pairs=pairs)
         return RowSource(read, {"files": names})
-    facts = {"name": data.name, "config": data.config, "split": data.split}
+    facts = {
+        "name": data.name,
+        "config": data.config,
+        "data_dir": data.data_dir,
+        "split": data.split,
+    }
     return RowSource(
         lambda: _hub_rows(data, where=where, pairs=pairs), {**facts, "revision": data.revision}
     )
@@ -115,7 +120,12 @@ def _hub_rows(data: Hub, *, where: str, pairs: bool) -> Iterator[AnyRow]:
         from datasets import load_dataset
 
         stream = load_dataset(
-            data.name, data.config, split=data.split, revision=data.revision, streaming=True
+            data.name,
+            data.config,
+            data_dir=data.data_dir,
+            split=data.split,
+            revision=data.revision,
+            streaming=True,
         )
         for number, raw in enumerate(stream):
             if data.limit is not None and number >= data.limit:

@@ -39,7 +39,7 @@ def choose(
     log_likelihood_KNO: NDArray[np.float64], answer_N: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """1 where the likeliest option is the answer, else 0; NaN where a likelihood is NaN: [K, N]."""
-    right_KN = (log_likelihood_KNO.argmax(-1) == answer_N).astype(np.float64)
+    right_KN: NDArray[np.float64] = (log_likelihood_KNO.argmax(-1) == answer_N).astype(np.float64)
     right_KN[np.isnan(log_likelihood_KNO).any(-1)] = np.nan
     return right_KN
 
@@ -56,7 +56,11 @@ def option_log_likelihoods(
     nats = np.zeros((arms.count, len(items), options))
     shapes = sorted({(len(item.context), item.options.shape[1]) for item in items})
     for context, length in shapes:
-        same = [i for i, t in enumerate(items) if (len(t.context), t.options.shape[1]) == (context, length)]
+        same = [
+            i
+            for i, t in enumerate(items)
+            if (len(t.context), t.options.shape[1]) == (context, length)
+        ]
         positions = context + options * length
         for batch in batches([positions] * len(same), arms, row_tokens):
             members = [same[index] for index in batch]
@@ -68,7 +72,7 @@ def _option_nats(arms: ArmModel, items: Sequence[ClozeItem]) -> NDArray[np.float
     """Nats [K, B, O] of the options of items whose contexts and options have one length."""
     context_BC = torch.from_numpy(np.stack([item.context for item in items]))
     options_BOL = torch.from_numpy(np.stack([item.options for item in items]))
-    B, options, length = options_BOL.shape
+    B, options, _ = options_BOL.shape
     # The last token of the context goes with the options, for its logits predict their first
     last_BO1 = context_BC[:, None, -1:].expand(B, options, 1)
     inputs_RL = torch.cat([last_BO1, options_BOL[:, :, :-1]], dim=2).flatten(0, 1)

@@ -52,5 +52,5 @@ def exact_match(
 
 
 def first_line(text: str) -> str:
-    """The first line that holds text, without white space around it; case and digits as they are."""
+    """The first line that holds text, stripped of white space; case and digits as they are."""
     return text.strip().split("\n", 1)[0].strip()

@@ -47,7 +47,7 @@ def sample(
     generator = torch.Generator().manual_seed(seed)
     uniform_NT = torch.rand(samples, tokens, generator=generator, dtype=torch.float64)
     size = max(1, DECODING_ROWS * base.rows * row_tokens // tokens)
-    parts = [_sample(base, start, part_BT) for part_BT in uniform_NT.split(size)]
+    parts = [_sample(base, start, uniform_NT[row : row + size]) for row in range(0, samples, size)]
     drawn: NDArray[np.int64] = torch.cat(parts).numpy()
     return drawn
 
@@ -102,7 +102,9 @@ class Probe:
                 seed=settings.seed,
                 row_tokens=row_tokens,
             )
-            rows = [_row(index, tokens, tokenizer, settings.seed) for index, tokens in enumerate(drawn)]
+            rows = [
+                _row(index, tokens, tokenizer, settings.seed) for index, tokens in enumerate(drawn)
+            ]
             write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         # Read back even after sampling: a resumed study sees exactly what the first one saw
         rows = read_jsonl(path)
@@ -131,10 +133,11 @@ class Probe:
         _one(base)
         for batch in self._batches(base):
             logits_BSV = self._logits(base, batch)[0]
+            _, S, V = logits_BSV.shape
             if self._base_NSV is None:
-                self._base_NSV = torch.empty(len(self.windows), *logits_BSV.shape[1:])
+                self._base_NSV = torch.empty(len(self.windows), S, V)
             for row, index in enumerate(batch):
-                for part in position_slices(*logits_BSV.shape[1:], base.device):
+                for part in position_slices(S, V, base.device):
                     self._base_NSV[index, part] = log_probabilities(logits_BSV[row, part]).cpu()
 
     @torch.no_grad()

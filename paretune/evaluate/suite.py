@@ -51,9 +51,7 @@ class Suite:
         self._probe: Probe | None = None
 
     @classmethod
-    def build(
-        cls, config: StudyConfig, tokenizer: Any, prepared: Prepared, folder: Path
-    ) -> Suite:
+    def build(cls, config: StudyConfig, tokenizer: Any, prepared: Prepared, folder: Path) -> Suite:
         """Choose the items of every metric from the held-out rows and the source texts.
 
         Args:
@@ -69,8 +67,8 @@ class Suite:
         }
         pairs: list[PairItem] = []
         if config.regime == "cpt":
-            documents = [row for row in prepared.heldout if isinstance(row, Document)]
-            texts["target"] = (documents, config.target.metrics, config.target.items)
+            heldout = [row for row in prepared.heldout if isinstance(row, Document)]
+            texts["target"] = (heldout, config.target.metrics, config.target.items)
         else:
             pairs = pair_items(
                 [row for row in prepared.heldout if isinstance(row, Pair)],
@@ -92,9 +90,7 @@ class Suite:
             if "cloze" in metrics:
                 cloze_of[name] = cloze_items(documents, tokenizer, count=count, seed=ITEM_SEED)
                 _some(cloze_of[name], name, "cloze questions")
-        return cls(
-            config, tokenizer, folder, windows_of=windows_of, cloze_of=cloze_of, pairs=pairs
-        )
+        return cls(config, tokenizer, folder, windows_of=windows_of, cloze_of=cloze_of, pairs=pairs)
 
     def attach_base(self, base: ArmModel) -> None:
         """Sample the self-probe, or read it back, and keep the base's log-probabilities on it.

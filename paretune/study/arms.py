@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from paretune.study.mistakes import Mistake, MistakesError
+from paretune.study.mistakes import Mistake, MistakesError, closest
 from paretune.study.quantity import Quantity
 
 TargetKeyword = Literal["all", "attention", "mlp"]
@@ -143,7 +143,14 @@ class ArmConfig(BaseModel):
     @field_validator("schedule", mode="before")
     @classmethod
     def _schedule_by_name(cls, value: Any) -> Any:
-        return {"shape": value} if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        shapes = get_args(Schedule.model_fields["shape"].annotation)
+        if value not in shapes:
+            near = closest(value, shapes)
+            hint = f"; did you mean {near}?" if near else ""
+            raise ValueError(f"'{value}' is not a schedule; there is {', '.join(shapes)}{hint}")
+        return {"shape": value}
 
     @model_validator(mode="before")
     @classmethod

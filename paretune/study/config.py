@@ -97,16 +97,19 @@ class Hub(Strict):
 
     from_: Literal["hub"] = Field(alias="from")
     name: str = Field(description="for example wikitext, or bigcode/starcoderdata")
-    config: str | None = None
-    split: str = "train"
+    config: str | None = Field(default=None, description="one of the data set's configurations")
+    data_dir: str | None = Field(default=None, description="one folder of the data set")
+    split: str = Field(default="train", description="one of its splits, such as train")
     revision: str | None = Field(
         default=None, description="pin a commit, so that the data cannot change"
     )
-    text: str = "text"
-    prompt: str = "prompt"
-    response: str = "response"
-    group: str | None = None
-    limit: StrictInt | None = Field(default=None, ge=1)
+    text: str = Field(default="text", description="field that holds a document (cpt)")
+    prompt: str = Field(default="prompt", description="field that holds the prompt (ift)")
+    response: str = Field(default="response", description="field that holds the response (ift)")
+    group: str | None = Field(
+        default=None, description="field that names what rows belong together"
+    )
+    limit: StrictInt | None = Field(default=None, ge=1, description="read at most this many rows")
 
 
 class Arithmetic(Strict):
@@ -159,7 +162,9 @@ class Target(Strict):
 class SourceText(Strict):
     """A text that the base could already predict; what an arm loses on it is forgetting."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="what the report calls it"
+    )
     data: DataConfig
     metrics: tuple[Literal["bits_per_byte", "cloze"], ...] = Field(
         default=("bits_per_byte",), min_length=1
@@ -305,7 +310,11 @@ class StudyConfig(Strict):
     @field_validator("base", mode="before")
     @classmethod
     def _base_by_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
+        if isinstance(value, dict | Base):
+            return value
+        if not isinstance(value, str):
+            raise ValueError("expected pocket, a folder, or the name of a Hugging Face model")
+        return {"name": value}
 
     @model_validator(mode="after")
     def _coherent(self) -> StudyConfig:

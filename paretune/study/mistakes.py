@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from paretune.study.quantity import Quantity
+
 Path = tuple[str | int, ...]
 
 _LIMITS = {
@@ -20,7 +22,12 @@ _LIMITS = {
     "less_than_equal": ("at most", "le"),
 }
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-_PLURALS = {int: "whole numbers", float: "numbers", str: "names"}
+_PLURALS = {
+    int: "whole numbers",
+    float: "numbers",
+    str: "names",
+    Quantity: "quantities such as 8M, 2ep or 500ba",
+}
 
 
 @dataclass(frozen=True)
@@ -81,8 +88,9 @@ def translate(error: ValidationError, model: type[BaseModel], document: Any) -> 
     mistakes = []
     for path, group in by_path.items():
         deeper = any(len(other) > len(path) and other[: len(path)] == path for other in by_path)
-        if deeper and any(len(details["loc"]) > len(path) for details in group):
-            continue
+        of_union = any(len(details["loc"]) > len(path) for details in group)
+        if deeper and (of_union or group[0]["type"] == "too_short"):
+            continue  # what is wrong inside says it better
         cause = group[0].get("ctx", {}).get("error")
         if isinstance(cause, MistakesError):
             mistakes += [Mistake(path + inner.path, inner.message) for inner in cause.found]

@@ -187,6 +187,10 @@ def _wrong_settings(
     wrong = []
     for key, value in settings.items():
         field = ArmConfig.model_fields.get(key)
+        if key == "paired":
+            reason = "belongs to an entry of arms, where lists advance together"
+            wrong.append(Mistake((*path, key), reason))
+            continue
         if field is None:
             known = keys_of(ArmConfig)
             wrong.append(

@@ -13,7 +13,7 @@ from paretune.files import sha256, write_text, write_with
 
 
 def save_state(
-    folder: Path, leg: str, step: int, tensors: dict[str, torch.Tensor], watch: dict[str, int]
+    folder: Path, leg: str, step: int, tensors: dict[str, torch.Tensor], watch: dict[str, float]
 ) -> None:
     """Write an arm's state after ``step`` of ``leg``; its checksum is written last."""
     path = _path(folder, leg, step)
@@ -25,7 +25,7 @@ def save_state(
 
 def load_state(
     folder: Path, leg: str, step: int
-) -> tuple[dict[str, torch.Tensor], dict[str, int]] | None:
+) -> tuple[dict[str, torch.Tensor], dict[str, float]] | None:
     """Undo of :func:`save_state`; None when the file is absent, cut off or altered."""
     path = _path(folder, leg, step)
     try:
@@ -33,7 +33,7 @@ def load_state(
             return None
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            watch = {name: int(value) for name, value in (file.metadata() or {}).items()}
+            watch = {name: float(value) for name, value in (file.metadata() or {}).items()}
         return tensors, watch
     except (OSError, SafetensorError):
         return None

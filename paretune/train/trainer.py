@@ -129,7 +129,7 @@ class Trainer:
                 )
         return rows
 
-    def state(self, position: int) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+    def state(self, position: int) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
         """Everything a resumed run needs of one arm: tensors, and the divergence watch."""
         index, row = self._locate(position)
         tensors = {"values": self.trainee.flats[index].values[row]}
@@ -137,7 +137,7 @@ class Trainer:
         return tensors, self.divergence.state(position)
 
     def restore(
-        self, position: int, tensors: dict[str, torch.Tensor], watch: dict[str, int]
+        self, position: int, tensors: dict[str, torch.Tensor], watch: dict[str, float]
     ) -> None:
         """Undo of :meth:`state`."""
         index, row = self._locate(position)

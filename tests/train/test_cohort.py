@@ -152,7 +152,7 @@ def test_a_diverging_arm_is_noticed_and_hurts_nobody(tiny_base: Base, text_block
     step, reason = verdicts[position]
     assert 1 < step < 40
     assert len(losses[wild.id]) == step
-    assert "loss" in reason
+    assert "zero" in reason, "RMSNorm keeps the loss finite, but nothing can be learned any more"
     for one in healthy:
         assert losses[one.id] == own[one.id]
         for name, value in weights(without, one).items():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from paretune.errors import UserError
 from paretune.model.export import ADAPTER, merge, save_tokenizer
-from paretune.run.ledger import Ledger
+from paretune.runner.ledger import Ledger
 from paretune.study.quantity import Quantity
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from paretune.analyse.record import StudyRecord
 from paretune.files import read_json, read_jsonl
-from paretune.run.ledger import BASE, Ledger
+from paretune.runner.ledger import BASE, Ledger
 
 _SCORE_COLUMNS = [
     "arm", "tokens", "metric", "side", "unit", "higher_is_better", "value", "stderr", "n",

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from paretune.data.prepare import Prepared, check_budgets, prepare
 from paretune.model.load import load_shape, load_tokenizer
-from paretune.run.device import choose, measure
-from paretune.run.workspace import check_arms
+from paretune.runner.device import choose, measure
+from paretune.runner.workspace import check_arms
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Study
 from paretune.study.plan import Machine, Plan, cohorts, make_plan

@@ -14,12 +14,12 @@ import torch
 from paretune.errors import UserError
 from paretune.model.trainee import CPU_TOKENS, frozen
 from paretune.report.write import write_report
-from paretune.run.cohort import CohortRun, Seconds
-from paretune.run.device import choose, measure
-from paretune.run.ledger import BASE, Ledger
-from paretune.run.progress import Progress, Silent
-from paretune.run.record import read_record
-from paretune.run.workspace import Workspace, check_arms
+from paretune.runner.cohort import CohortRun, Seconds
+from paretune.runner.device import choose, measure
+from paretune.runner.ledger import BASE, Ledger
+from paretune.runner.progress import Progress, Silent
+from paretune.runner.record import read_record
+from paretune.runner.workspace import Workspace, check_arms
 from paretune.study.arms import ArmConfig
 from paretune.study.config import RepeatBest, Study, safe_name
 from paretune.study.plan import cohorts

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from paretune.run.planner import StudyPlan
-from paretune.run.status import ArmStatus
+from paretune.runner.planner import StudyPlan
+from paretune.runner.status import ArmStatus
 
 
 def plan_table(planned: StudyPlan) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from paretune.data.prepare import Prepared, check_budgets, prepare
 from paretune.model.layers import check_rank, linear_layers, select
 from paretune.model.load import load_shape, load_tokenizer
-from paretune.run.ledger import Ledger
+from paretune.runner.ledger import Ledger
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Study, StudyConfig
 from paretune.train.legs import Leg, leg_schedule, legs

@@ -13,9 +13,9 @@ from paretune.model.export import save_adapter, save_full
 from paretune.model.layers import linear_layers
 from paretune.model.load import load_shape
 from paretune.model.trainee import Trainee, full_arm, lora_cohort
-from paretune.run.ledger import Ledger
-from paretune.run.progress import Progress
-from paretune.run.workspace import Workspace
+from paretune.runner.ledger import Ledger
+from paretune.runner.progress import Progress
+from paretune.runner.workspace import Workspace
 from paretune.study.arms import ArmConfig
 from paretune.train.legs import Leg
 from paretune.train.state import load_state, prune, save_state, saved_steps

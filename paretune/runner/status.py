@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from paretune.run.ledger import Ledger
+from paretune.runner.ledger import Ledger
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paretune.report.write import write_report
-from paretune.run.record import record_of
+from paretune.report import write
+from paretune.runner.record import record_of
 
 
-def report(folder: Path | str) -> Path:
+def write_report(folder: Path | str) -> Path:
     """Write results.parquet, results.csv, figures and report.html anew; returns the page's path.
 
     Raises:
         UserError: the folder holds no study.
     """
-    return write_report(record_of(Path(folder)), Path(folder))
+    return write.write_report(record_of(Path(folder)), Path(folder))

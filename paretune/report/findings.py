@@ -1,0 +1,85 @@
+"""All that a report states about a study, computed once from its record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+from paretune.analyse.frontier import frontier
+from paretune.analyse.matched import Matched, equal_rate, matched_difference
+from paretune.analyse.points import Points, measured
+from paretune.analyse.record import StudyRecord, group_order, method_group
+from paretune.analyse.results import tidy
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass
+class Findings:
+    """A record with its tidy results, a frontier per forgetting metric, and the comparisons.
+
+    ``points`` and ``frontiers`` are by forgetting metric; ``main`` is the study's own choice.
+    ``compared`` holds every pair of method groups at matched learning, ``full`` against ``lora``
+    first.
+    """
+
+    record: StudyRecord
+    results: pd.DataFrame
+    names: dict[str, str]
+    groups: dict[str, str]
+    points: dict[str, Points]
+    frontiers: dict[str, pd.DataFrame]
+    compared: list[Matched] = field(default_factory=list)
+    equal_rate: pd.DataFrame | None = None
+
+    @classmethod
+    def of(cls, record: StudyRecord) -> Findings:
+        """Compute everything; a study without scores gives empty tables."""
+        record = record.cached()
+        points = {
+            metric: measured(record, forgetting=metric) for metric in record.forgetting_metrics()
+        }
+        main = record.config.forgetting_metric()
+        if main not in points:
+            points = {main: measured(record), **points}
+        groups = {arm: method_group(config) for arm, config in record.arms.items()}
+        return cls(
+            record=record,
+            results=tidy(record),
+            names=record.names(),
+            groups=groups,
+            points=points,
+            frontiers={
+                metric: frontier(record, forgetting=metric, points=these)
+                for metric, these in points.items()
+            },
+            compared=_compared(record, points[main], groups),
+            equal_rate=equal_rate(record),
+        )
+
+    @property
+    def learning(self) -> str:
+        """The metric of the learning axis."""
+        return self.record.learning_metric()
+
+    @property
+    def main(self) -> str:
+        """The forgetting metric that the study's frontier is drawn with."""
+        return self.record.config.forgetting_metric()
+
+    def unit(self, metric: str) -> str:
+        """Unit of a metric's values and changes; empty when it has no scores."""
+        rows = self.results.loc[self.results["metric"] == metric, "unit"]
+        return str(rows.iloc[0]) if len(rows) else ""
+
+
+def _compared(record: StudyRecord, points: Points, groups: dict[str, str]) -> list[Matched]:
+    """Full against LoRA of all ranks, then each pair of groups that have points."""
+    scored = {groups[arm] for arm, _ in points.points}
+    names = sorted(scored, key=group_order)
+    lora = [name for name in names if name != "full"]
+    pairs = [("full", "lora")] if "full" in names and len(lora) > 1 else []
+    pairs += list(combinations(names, 2))
+    return [matched_difference(record, a, b, points=points) for a, b in pairs]

@@ -1,0 +1,186 @@
+"""Greedy decoding against transformers' own generate, and exact match of answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from evaluate_models import VOCABULARY, Models, broken, llama, random_tokens, tokenizer
+
+from paretune.data.pairs import PairItem
+from paretune.evaluate.exact_match import exact_match, first_line
+from paretune.evaluate.generate import LineEnds, greedy
+
+PROMPTS = [random_tokens(length, seed) for seed, length in enumerate([9, 3, 14, 9, 1, 6, 11])]
+
+
+def reference(model, prompt: np.ndarray, count: int, end: int | None) -> list[int]:
+    """transformers' greedy answer to one prompt, without the end-of-text token."""
+    ids = torch.from_numpy(prompt)[None]
+    out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=count,
+        min_new_tokens=count if end is None else None,
+        pad_token_id=0,
+        eos_token_id=end,
+    )[0, len(prompt) :].tolist()
+    return out[: out.index(end)] if end in out else out
+
+
+def some_end(models) -> int:
+    """A token that random models write at different places, to serve as the end-of-text token."""
+    answers = [reference(m, p, 20, None) for m in models for p in PROMPTS]
+    places = {t: {a.index(t) for a in answers if t in a} for t in {t for a in answers for t in a}}
+    return max(sorted(places), key=lambda token: len(places[token]))
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+@pytest.mark.parametrize("rows", [1, 50])
+def test_greedy_answers_are_those_of_transformers(seeds, rows):
+    arms = Models(*(llama(seed) for seed in seeds), rows=rows)
+    end = some_end(arms.models)
+    got = greedy(arms, PROMPTS, max_new_tokens=20, end_of_text=end, row_tokens=9)
+    expected = [[reference(m, p, 20, end) for p in PROMPTS] for m in arms.models]
+    assert [[a.tolist() for a in of_arm] for of_arm in got] == expected
+    lengths = {len(answer) for of_arm in expected for answer in of_arm}
+    assert len(lengths) > 2, "the test should see answers that end early"
+
+
+def test_left_padded_batch_of_transformers_agrees_too():
+    """The same prompts as one padded batch through generate."""
+    model = llama(1)
+    end = some_end([model])
+    width = max(len(p) for p in PROMPTS)
+    ids = torch.zeros(len(PROMPTS), width, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(PROMPTS):
+        ids[row, width - len(prompt) :] = torch.from_numpy(prompt)
+        mask[row, width - len(prompt) :] = 1
+    out = model.generate(
+        ids,
+        attention_mask=mask,
+        do_sample=False,
+        max_new_tokens=12,
+        pad_token_id=0,
+        eos_token_id=end,
+    )[:, width:].tolist()
+    expected = [row[: row.index(end)] if end in row else row for row in out]
+    [got] = greedy(Models(model, rows=50), PROMPTS, max_new_tokens=12, end_of_text=end)
+    assert [answer.tolist() for answer in got] == expected
+
+
+def test_decoding_stops_when_all_rows_are_finished():
+    model = llama(0)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()  # every token ties, and the first of them ends the text
+    arms = Models(model, rows=50)
+    [got] = greedy(arms, PROMPTS, max_new_tokens=30, end_of_text=0)
+    assert arms.passes == 1
+    assert [len(answer) for answer in got] == [0] * len(PROMPTS)
+
+
+def test_broken_arm_gives_no_answers_and_disturbs_none():
+    alone = greedy(Models(llama(0), llama(2)), PROMPTS, max_new_tokens=10, end_of_text=0)
+    mixed = greedy(Models(llama(0), broken(1), llama(2)), PROMPTS, max_new_tokens=10, end_of_text=0)
+    assert mixed[1] == [None] * len(PROMPTS)
+    for one, other in ((mixed[0], alone[0]), (mixed[2], alone[1])):
+        assert [a.tolist() for a in one] == [a.tolist() for a in other]
+
+
+def test_an_empty_prompt_is_refused():
+    with pytest.raises(ValueError, match="at least one token"):
+        greedy(Models(llama(0)), [np.zeros(0, np.int64)], max_new_tokens=2, end_of_text=0)
+
+
+class Scripted:
+    """An ArmModel that writes given texts, one to a prompt, whatever it reads; one arm."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.texts = [tokenizer().encode(text) for text in texts]
+        self.count, self.device, self.rows = 1, torch.device("cpu"), 100
+
+    def step(self, input_ids_KBS, *, past=None, **_):
+        at = past or 0
+        if at == 0:
+            self.order = input_ids_KBS[0, :, -1].tolist()  # a prompt ends with its number
+        logits = torch.zeros(1, input_ids_KBS.shape[1], input_ids_KBS.shape[2], 288)
+        for row, number in enumerate(self.order):
+            text = self.texts[number - 1]
+            logits[0, row, -1, text[at] if at < len(text) else 0] = 9.0
+        return logits, at + 1
+
+
+ANSWERS = [
+    ("42", "42", 1.0),
+    (" 42 \n and then more", "42", 1.0),
+    ("\n\n42\nrest", "42", 1.0),
+    ("42", " 42\n", 1.0),
+    ("421", "42", 0.0),
+    ("", "42", 0.0),
+    ("cat", "Cat", 0.0),
+    ("é ü", "é ü", 1.0),
+    ("42", "42\nbecause 40 + 2 = 42", 1.0),
+]
+
+
+def pairs(answers) -> list[PairItem]:
+    return [
+        PairItem(f"p{i}", "g", np.array([9] * (i % 3) + [i + 1]), np.array([1, 0]), wanted, 2)
+        for i, (_, wanted, _) in enumerate(answers)
+    ]
+
+
+def test_answers_match_by_their_first_line():
+    model = Scripted([written for written, _, _ in ANSWERS])
+    [got] = exact_match(model, pairs(ANSWERS), tokenizer(), "target/exact_match", answer_tokens=24)
+    assert got.value.tolist() == [right for _, _, right in ANSWERS]
+    assert got.weight.tolist() == [1.0] * len(ANSWERS)
+    assert (got.unit, got.higher_is_better, got.side) == ("accuracy", True, "target")
+
+
+def test_a_line_of_text_ends_an_answer_and_blank_lines_do_not():
+    ends = LineEnds.of(tokenizer())
+    texts = ["\n\n42\n" + "x" * 60, "7\n" + "y" * 60]
+    model = Scripted(texts)
+    prompts = [np.array([1]), np.array([2])]
+    [got] = greedy(model, prompts, max_new_tokens=50, end_of_text=0, line_ends=ends)
+    for answer, text in zip(got, texts, strict=True):
+        assert tokenizer().decode(answer.tolist()) == text[: text.rindex("\n") + 1]
+
+
+def test_every_token_of_the_vocabulary_is_known_for_its_newlines():
+    ends = LineEnds.of(tokenizer())
+    for token in range(len(tokenizer())):
+        text = tokenizer().decode([token], skip_special_tokens=True)
+        assert ends.after_text[token] == ("\n" in text)
+        assert ends.blank[token] == (text.strip() == "")
+    assert not ends.always[-1]
+    assert len(ends.blank) == 289
+
+
+def test_the_longest_answer_is_the_limit():
+    [got] = greedy(Scripted(["abcdefgh" * 9]), [np.array([1])], max_new_tokens=5, end_of_text=0)
+    assert len(got[0]) == 5
+
+
+def test_exact_match_of_a_broken_arm_is_undefined():
+    class Broken(Scripted):
+        def step(self, *args, **settings):
+            logits, past = super().step(*args, **settings)
+            return logits * float("nan"), past
+
+    [got] = exact_match(
+        Broken(["1", "2"]), pairs(ANSWERS[:2]), tokenizer(), "target/exact_match", answer_tokens=4
+    )
+    assert np.isnan(got.value).all()
+
+
+def test_first_line_keeps_case_and_inner_space():
+    assert first_line("  \n A  b \r\n c") == "A  b"
+    assert first_line("") == ""
+
+
+def test_vocabulary_of_the_test_models_is_what_prompts_use():
+    assert max(int(p.max()) for p in PROMPTS) < VOCABULARY

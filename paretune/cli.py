@@ -74,11 +74,18 @@ def plan(study: StudyFile, device: DeviceOption = None) -> None:
 
 
 @app.command()
-def run(study: StudyFile, out: OutOption = None, device: DeviceOption = None) -> None:
+def run(
+    study: StudyFile,
+    out: OutOption = None,
+    device: DeviceOption = None,
+    no_report: Annotated[
+        bool, typer.Option("--no-report", help="Leave the report to `paretune report`.")
+    ] = False,
+) -> None:
     """Run a study, or go on with it where it stopped."""
     from paretune.study.yamlfile import load_study
 
-    _run(load_study(study), out, device)
+    _run(load_study(study), out, device, report=not no_report)
 
 
 @app.command()
@@ -141,7 +148,7 @@ def main() -> None:
         sys.exit(130)
 
 
-def _run(study: object, out: Path | None, device: str | None) -> None:
+def _run(study: object, out: Path | None, device: str | None, *, report: bool = True) -> None:
     from paretune.runner.progress import Terminal
     from paretune.runner.run import run as run_study
     from paretune.study.config import Study
@@ -149,8 +156,13 @@ def _run(study: object, out: Path | None, device: str | None) -> None:
     assert isinstance(study, Study)
     command = shlex.join(["paretune", *sys.argv[1:]])
     with Terminal() as progress:
-        path = run_study(study, out, device=device, progress=progress, command=command)
-    typer.echo(f"report: {path.resolve()}")
+        folder = run_study(
+            study, out, device=device, progress=progress, command=command, report=report
+        )
+    if report:
+        typer.echo(f"report: {(folder / 'report.html').resolve()}")
+    else:
+        typer.echo(f"done; for the report: paretune report {shlex.quote(str(folder))}")
 
 
 def _print(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import sys
 from pathlib import Path
@@ -13,44 +14,93 @@ HEAD = """\
 # Mistakes and their messages
 
 A mistake in a study file or in the data stops `paretune plan` and `paretune run` with exit code 2
-and a message for each mistake: where it is, what is wrong, what to do. All mistakes that can be
-known at that point are reported together. This page is made by `scripts/make_mistakes_page.py` from
-the tables that the tests walk.
+and one line for each mistake: where it is, what is wrong, what to do. What can be known from the
+file is reported together, from top to bottom. Tests walk the tables of this page, which
+`make docs` writes.
+
+## Study files
+
+Each case changes this file; what is shown is the lines that differ.
+
+"""
+ROWS = """
+## Rows of data
+
+A row that cannot be used is counted, shown and skipped. When more than `training.max_bad_rows` (1%)
+of the rows are such, the study stops and shows the first of them; each is called as below, after
+the name of its file.
+"""
+FILES = """
+## Files of data
+
 """
 
 
 def load(path: Path) -> ModuleType:
     """A test module, by its path."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    sys.path.append(str(path.parent))  # for the helpers that it imports
+    name = f"table_in_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
 def study_files() -> str:
-    """The table of malformed study files."""
-    table = load(ROOT / "tests" / "study" / "test_mistakes.py")
-    parts = [
-        "\n## Study files\n\nEach case below changes this file; what is shown is the change.\n\n"
-        f"```yaml\n{table.GOOD}```\n"
-    ]
-    for mistake in table.MISTAKES:
-        snippet = mistake.snippet.rstrip("\n")
-        lines = [line if len(line) <= 160 else line[:157] + "..." for line in snippet.split("\n")]
-        shown = "\n".join(lines) or "(nothing)"
+    """Every malformed study file with its messages."""
+    tests = load(ROOT / "tests" / "study" / "test_mistakes.py")
+    parts = [f"```yaml\n{tests.GOOD}```\n"]
+    for mistake in tests.MISTAKES:
+        shown = change(tests.GOOD, mistake.text)
         messages = "\n".join(f"study.yaml, {message}" for message in mistake.messages)
-        parts.append(f"\n**{mistake.name}**\n\n```yaml\n{shown}\n```\n\n```text\n{messages}\n```\n")
+        parts.append(
+            f"\n### {mistake.name[:1].upper()}{mistake.name[1:]}\n\n"
+            f"```yaml\n{shown}\n```\n\n```text\n{messages}\n```\n"
+        )
     return "".join(parts)
+
+
+def change(good: str, text: str) -> str:
+    """The lines of a file that are not as in the good one, or those that it lacks."""
+    if not text:
+        return "# nothing at all"
+    lines = list(difflib.ndiff(good.splitlines(), text.splitlines()))
+    new = [line[2:] for line in lines if line.startswith("+ ")]
+    shown = new or [f"# without: {line[2:].strip()}" for line in lines if line.startswith("- ")]
+    return "\n".join(line if len(line) <= 120 else f"{line[:117]}..." for line in shown)
+
+
+def data() -> str:
+    """Rows and files that cannot be used, as tables."""
+    tests = load(ROOT / "tests" / "data" / "test_bad_rows.py")
+    rows = [("case", "row", "message")]
+    rows += [(name, code(content), text) for name, content, text in tests.DOCUMENT_ROWS]
+    rows += [(name, code(content), text) for name, content, text in tests.PAIR_ROWS]
+    files = [("case", "file", "message")]
+    files += [(name, f"`{file}`", text) for name, file, _, text in tests.FILES]
+    return ROWS + "\n" + table(rows) + FILES + table(files)
+
+
+def code(content: bytes) -> str:
+    """A row as inline code, cut where it is long."""
+    text = content.decode("utf-8", "backslashreplace")
+    return f"`{text if len(text) <= 60 else text[:57] + '...'}`"
+
+
+def table(rows: list[tuple[str, str, str]]) -> str:
+    """A Markdown table; the first row is its head."""
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|---|---|---|", *lines[1:]]) + "\n"
 
 
 def page() -> str:
     """The whole page."""
-    return HEAD + study_files()
+    return HEAD + study_files() + data()
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page())
+    PAGE.write_text(page(), encoding="utf-8")
     print(f"{PAGE.relative_to(ROOT)} is written")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from paretune.analyse.frontier import not_dominated
 from paretune.analyse.points import Points, measured
 from paretune.analyse.record import StudyRecord, group_order, method_group
 from paretune.analyse.results import read_items
@@ -42,24 +41,40 @@ class Matched:
 def envelope_at(learning: Floats, forgetting: Floats, level: Floats | float) -> Floats:
     """[R] forgetting at ``level`` ([R] or one) of learning, for R sets of one method's P points.
 
-    ``learning`` and ``forgetting`` are [R, P]. The lower envelope joins by straight lines the
-    points that no other of the set beats, and is flat to their left: it is the least forgetting
-    that came with at least that much learning. NaN where the level lies outside the learning of
-    the set's points: nothing is extrapolated.
+    ``learning`` and ``forgetting`` are [R, P]. The lower envelope is the lower convex hull of a
+    set's points, made flat to the left of its lowest one: the least forgetting, between any two
+    points, that came with at least that much learning. So a method never looks worse for having
+    been tried with more settings. NaN where the level lies outside the learning of the set's
+    points: nothing is extrapolated.
     """
-    kept = not_dominated(learning, forgetting, base=False)
     level_R = np.broadcast_to(np.asarray(level, dtype=np.float64), (len(learning),))
-    below = np.where(kept & (learning <= level_R[:, None]), learning, -np.inf)
-    above = np.where(kept & (learning >= level_R[:, None]), learning, np.inf)
+    distance = learning - level_R[:, None]
+    left, right = distance < 0, distance >= 0
     rows = np.arange(len(learning))
-    left, right = below.argmax(axis=1), above.argmin(axis=1)
-    x0, x1 = below[rows, left], above[rows, right]
-    y0, y1 = forgetting[rows, left], forgetting[rows, right]
+    flat = np.where(right, forgetting, np.inf)
+    j = flat.argmin(axis=1)
+    value = flat[rows, j]
+    reached = right.any(axis=1) & (level_R >= learning.min(axis=1))
+    # The edge of the hull above the level: from a point on one side the tangent to the other
+    # side's points, in turns, until neither end moves. Each turn lowers the edge or ends.
+    for _ in range(2 * learning.shape[1]):
+        i = _crossing(distance, forgetting, left, distance[rows, j], forgetting[rows, j])
+        k = _crossing(distance, forgetting, right, distance[rows, i], forgetting[rows, i])
+        if np.array_equal(k, j):
+            break
+        j = k
+    x0, y0, x1, y1 = distance[rows, i], forgetting[rows, i], distance[rows, j], forgetting[rows, j]
     with np.errstate(invalid="ignore", divide="ignore"):
-        inside = np.where(x1 > x0, y0 + (y1 - y0) * (level_R - x0) / (x1 - x0), y0)
-    value = np.where(np.isneginf(x0), y1, inside)
-    reached = (level_R >= learning.min(axis=1)) & (level_R <= learning.max(axis=1))
-    return np.where(reached, value, np.nan)
+        edge = np.where(left[rows, i] & right[rows, j], y0 - x0 * (y1 - y0) / (x1 - x0), np.inf)
+    return np.where(reached, np.minimum(value, edge), np.nan)
+
+
+def _crossing(distance: Floats, forgetting: Floats, side: Any, x: Floats, y: Floats) -> Any:
+    """[R] the point on one side whose chord to (x, y) is lowest where the distance is 0."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        slope = (forgetting - y[:, None]) / (distance - x[:, None])
+        height = y[:, None] - x[:, None] * slope
+    return np.where(side & np.isfinite(height), height, np.inf).argmin(axis=1)
 
 
 def matched(

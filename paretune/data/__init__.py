@@ -1,0 +1,1 @@
+"""What is read: rows of text or pairs, split, packed into blocks, and evaluation items."""

@@ -106,7 +106,7 @@ def _word_starts(text: str, characters: np.ndarray) -> np.ndarray:
     begins = space[characters]
     hidden = space[characters[1:] - 1] & ~space[characters[:-1]] & (characters[1:] > 0)
     begins[1:] |= hidden
-    return begins
+    return np.asarray(begins)
 
 
 def _places(text: _Text, context: int, continuation: int) -> Iterator[_Place]:

@@ -15,6 +15,8 @@ GROUPS = 16
 """Groups looked for before reading stops; the standard error is taken over groups."""
 PART = 32_768
 """Characters of a part of a long document."""
+MOST_READ = 32 * 2**20
+"""Bytes after which the search for more groups ends."""
 
 
 @dataclass
@@ -38,8 +40,8 @@ def sample_documents(documents: Iterable[Document], *, items: int, block_length:
     for document in documents:
         read.append(document)
         groups.add(document.group)
-        total += min(document.size, need)
-        if (total >= need and len(groups) >= GROUPS) or total >= 4 * need:
+        total += document.size
+        if total >= need and (len(groups) >= GROUPS or total >= max(MOST_READ, 4 * need)):
             break
     size = max(PART, 32 * block_length)
     every = [part for document in read for part in parts(document, size)]

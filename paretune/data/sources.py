@@ -109,7 +109,7 @@ def _prose() -> Iterator[Document | Pair | BadRow]:
 
     text = resources.files("paretune.pocket").joinpath(PROSE).read_text(encoding="utf-8")
     fields = Fields()
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.rstrip("\n").split("\n"), start=1):
         row = json.loads(line)
         yield fields.read(row, id=str(row["id"]), place=f"{PROSE} line {number}")
 

@@ -13,9 +13,6 @@ from numpy.typing import NDArray
 from paretune.evaluate.batches import ROW_TOKENS, batches
 from paretune.evaluate.items import ArmModel
 
-# Decoding keeps neither gradients nor the activations of a whole row, so longer batches fit
-DECODING_ROWS = 4
-
 
 @dataclass(frozen=True)
 class LineEnds:
@@ -75,7 +72,7 @@ def greedy(
         [None] * len(prompts) for _ in range(arms.count)
     ]
     lengths = [len(prompt) + max_new_tokens for prompt in prompts]
-    for batch in batches(lengths, arms, DECODING_ROWS * row_tokens):
+    for batch in batches(lengths, arms, row_tokens):
         rows = _Rows(arms.count, len(batch), end_of_text, line_ends)
         _decode(arms, [prompts[index] for index in batch], rows, max_new_tokens)
         for arm in range(arms.count):
@@ -90,7 +87,7 @@ def _decode(
     """Decode one batch into ``rows``; prompts are padded on the left so that all end together."""
     K, B = arms.count, len(prompts)
     width = max(len(prompt) for prompt in prompts)
-    tokens = np.full((B, width), rows.end_of_text, dtype=np.int64)
+    tokens = np.zeros((B, width), dtype=np.int64)  # what is masked may be any token
     mask = np.zeros((B, width), dtype=np.int64)
     for row, prompt in enumerate(prompts):
         tokens[row, width - len(prompt) :] = prompt

@@ -22,8 +22,8 @@ from paretune.evaluate.items import ArmModel, Items, outcomes
 from paretune.files import read_jsonl, write_text
 from paretune.study.config import SelfProbe
 
-# Decoding keeps neither gradients nor the activations of a whole row, so more rows fit
-DECODING_ROWS = 4
+# Sampling holds the cache and one position's logits, so more rows fit than in training
+SAMPLING_ROWS = 4
 
 
 @torch.no_grad()
@@ -46,7 +46,7 @@ def sample(
     _one(base)
     generator = torch.Generator().manual_seed(seed)
     uniform_NT = torch.rand(samples, tokens, generator=generator, dtype=torch.float64)
-    size = max(1, DECODING_ROWS * base.rows * row_tokens // tokens)
+    size = max(1, SAMPLING_ROWS * base.rows * row_tokens // tokens)
     parts = [_sample(base, start, uniform_NT[row : row + size]) for row in range(0, samples, size)]
     drawn: NDArray[np.int64] = torch.cat(parts).numpy()
     return drawn
@@ -94,9 +94,11 @@ class Probe:
             UserError: ``path`` holds samples made with other settings.
         """
         if not path.exists():
+            # A text begins with the beginning-of-text token where there is one (Llama's <s>)
+            first = tokenizer.bos_token_id
             drawn = sample(
                 base,
-                tokenizer.eos_token_id,
+                tokenizer.eos_token_id if first is None else first,
                 samples=settings.samples,
                 tokens=settings.tokens,
                 seed=settings.seed,
@@ -203,7 +205,7 @@ def _row(index: int, tokens: NDArray[np.int64], tokenizer: Any, seed: int) -> di
     return {
         "id": f"sample-{index:04d}",
         "seed": seed,
-        "n_bytes": len(text.encode(errors="replace")),
+        "n_bytes": len(text.encode()),
         "text": text,
         "tokens": tokens.tolist(),
     }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -58,14 +59,6 @@ class Bank:
                 drawn_rD = torch.rand(arm.rank or 1, layer.d_in, generator=generator)
                 tensors[f"{name}.A"].copy_(((drawn_rD * 2 - 1) * bound).T)
 
-    def delta(self, name: str, x_KND: torch.Tensor, mask_KND: torch.Tensor | None) -> torch.Tensor:
-        """gamma_k (x_k A_k) B_k for a layer: [K, N, d_in] -> [K, N, d_out]."""
-        A = self.flat.parameters[f"{name}.A"]
-        B = self.flat.parameters[f"{name}.B"]
-        if mask_KND is not None:
-            x_KND = x_KND * mask_KND.to(x_KND.dtype)
-        return torch.bmm(torch.bmm(x_KND, A), B) * self.gamma_K11.to(x_KND.dtype)
-
 
 @dataclass
 class Active:
@@ -78,11 +71,95 @@ class Active:
     banks: list[Bank] = field(default_factory=list)
     step: int | None = None
     first_row: int = 0
+    _last: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def cast(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """``x`` in the type of the product; layers that share an input share the copy."""
+        if x.dtype == dtype:
+            return x.detach()
+        if self._last is None or self._last[0] is not x:
+            self._last = (x, x.detach().to(dtype))
+        return self._last[1]
+
+    def clear(self) -> None:
+        """Apply nothing, and hold on to no activation."""
+        self.banks, self.step, self.first_row, self._last = [], None, 0, None
 
     @property
     def count(self) -> int:
         """Number of arms folded into the batch."""
         return sum(len(bank.arms) for bank in self.banks)
+
+
+class _Piece(NamedTuple):
+    """One bank's part in a layer: its arms' rows, scaling, and dropout mask if any."""
+
+    rows: slice
+    gamma_K11: torch.Tensor
+    mask: Callable[[], torch.Tensor] | None
+
+
+class _AdaptedProduct(torch.autograd.Function):
+    """x W0^T + bias + gamma_k (x_k A_k) B_k in one node, with no copy of an activation to spare.
+
+    Written out because autograd's own version slices, concatenates and casts every activation
+    several times, which costs more than the products. Masks are computed again in the backward
+    pass instead of being kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        x_cast: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        count: int,
+        pieces: Sequence[_Piece],
+        *factors: torch.Tensor,
+    ) -> torch.Tensor:
+        y = F.linear(x_cast, weight, bias)
+        x_KND = x_cast.reshape(count, -1, x_cast.shape[-1])
+        y_KNO = y.view(count, -1, y.shape[-1])
+        cast = [factor.to(weight.dtype) for factor in factors]
+        hidden = []
+        for i, piece in enumerate(pieces):
+            A, B = cast[2 * i], cast[2 * i + 1]
+            h_KNr = (torch.bmm(_masked(x_KND, piece), A) * piece.gamma_K11).to(weight.dtype)
+            y_KNO[piece.rows].baddbmm_(h_KNr, B)
+            hidden.append(h_KNr)
+        ctx.save_for_backward(x_cast, weight, *cast, *hidden)
+        ctx.count, ctx.pieces = count, pieces
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+        x_cast, weight, *saved = ctx.saved_tensors
+        pieces: Sequence[_Piece] = ctx.pieces
+        cast, hidden = saved[: 2 * len(pieces)], saved[2 * len(pieces) :]
+        grad = grad.to(weight.dtype)
+        g_KNO = grad.reshape(ctx.count, -1, grad.shape[-1])
+        x_KND = x_cast.reshape(ctx.count, -1, x_cast.shape[-1])
+        grad_x = torch.matmul(grad, weight) if ctx.needs_input_grad[0] else None
+        grads: list[torch.Tensor] = []
+        for i, piece in enumerate(pieces):
+            A, B = cast[2 * i], cast[2 * i + 1]
+            g = g_KNO[piece.rows]
+            grad_h = (torch.bmm(g, B.mT) * piece.gamma_K11).to(weight.dtype)
+            grads += [torch.bmm(_masked(x_KND, piece).mT, grad_h), torch.bmm(hidden[i].mT, g)]
+            if grad_x is None:
+                continue
+            part = grad_x.view(ctx.count, -1, grad_x.shape[-1])[piece.rows]
+            if piece.mask is None:
+                part.baddbmm_(grad_h, A.mT)
+            else:
+                part.add_(torch.bmm(grad_h, A.mT) * piece.mask().to(weight.dtype))
+        return grad_x, None, None, None, None, None, *(g.float() for g in grads)
+
+
+def _masked(x_KND: torch.Tensor, piece: _Piece) -> torch.Tensor:
+    part = x_KND[piece.rows]
+    return part if piece.mask is None else part * piece.mask().to(part.dtype)
 
 
 class AdaptedLinear(torch.nn.Module):
@@ -108,33 +185,35 @@ class AdaptedLinear(torch.nn.Module):
         self._active = active
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[K * B, ..., d_in] -> [K * B, ..., d_out]."""
-        y = F.linear(x, self.weight, self.bias)
-        active = self._active
-        if not any(self.layer.name in bank.layers for bank in active.banks):
-            return y
-        x_KND = x.reshape(active.count, -1, x.shape[-1])
-        pieces: list[torch.Tensor] = []
+        """[K * B, ..., d_in] -> [K * B, ..., d_out], in the type of the frozen weight."""
+        active, name = self._active, self.layer.name
+        pieces: list[_Piece] = []
+        factors: list[torch.Tensor] = []
         start = 0
         for bank in active.banks:
             stop = start + len(bank.arms)
-            if self.layer.name in bank.layers:
-                part = x_KND[start:stop]
-                mask = self._mask(bank, part, x)
-                pieces.append(bank.delta(self.layer.name, part, mask))
-            else:
-                shape = (stop - start, x_KND.shape[1], self.layer.d_out)
-                pieces.append(torch.zeros(shape, dtype=y.dtype, device=y.device))
+            if name in bank.layers:
+                pieces.append(
+                    _Piece(slice(start, stop), bank.gamma_K11, self._mask(bank, x, active.count))
+                )
+                factors += [bank.flat.parameters[f"{name}.{part}"] for part in "AB"]
             start = stop
-        update = pieces[0] if len(pieces) == 1 else torch.cat([p.to(y.dtype) for p in pieces])
-        return y + update.reshape(y.shape).to(y.dtype)
+        if not pieces:
+            return F.linear(x, self.weight, self.bias)
+        x_cast = active.cast(x, self.weight.dtype)
+        product: torch.Tensor = _AdaptedProduct.apply(  # type: ignore[no-untyped-call]
+            x, x_cast, self.weight, self.bias, active.count, pieces, *factors
+        )
+        return product
 
-    def _mask(self, bank: Bank, x_KND: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
-        active = self._active
-        if active.step is None or not bank.drops:
+    def _mask(self, bank: Bank, x: torch.Tensor, count: int) -> Callable[[], torch.Tensor] | None:
+        """What computes the dropout mask [k, N, d_in] of a bank's rows; None when nothing drops."""
+        step, first_row = self._active.step, self._active.first_row
+        if step is None or not bank.drops:
             return None
-        keys = [key(arm.seed, active.step, self.index, 1) for arm in bank.arms]
-        per_row = x_KND.shape[1] // (x.shape[0] // active.count)
-        shape = (x_KND.shape[0], x_KND.shape[1], x_KND.shape[2])
+        vectors = x.numel() // (count * x.shape[-1])
+        per_row = vectors // (x.shape[0] // count)
+        keys = [key(arm.seed, step, self.index, 1) for arm in bank.arms]
         keys_K = torch.tensor(keys, dtype=torch.int32, device=x.device)
-        return scaled_masks(keys_K, bank.rate_K, active.first_row * per_row, shape)
+        shape = (len(bank.arms), vectors, x.shape[-1])
+        return lambda: scaled_masks(keys_K, bank.rate_K, first_row * per_row, shape)

@@ -78,7 +78,8 @@ def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
     if not path.exists():
         path = folder / MODEL
     try:
-        return load_file(path)
+        tensors: dict[str, torch.Tensor] = load_file(path)
+        return tensors
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: not a readable checkpoint ({error})") from error
 

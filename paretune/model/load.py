@@ -33,7 +33,7 @@ def load_tokenizer(base: Base) -> Any:
         raise UserError(f"base {base.name}: its tokenizer has no end-of-text token (eos_token)")
     if not tokenizer.is_fast:
         raise UserError(
-            f"base {base.name}: its tokenizer gives no character offsets; a fast tokenizer is needed"
+            f"base {base.name}: its tokenizer is a slow one; paretune needs a fast one (offsets)"
         )
     return tokenizer
 
@@ -85,9 +85,10 @@ def _load(loader: Any, base: Base, **settings: Any) -> Any:
             **settings,
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()
+        lines = str(error).strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
         raise UserError(
-            f"base {base.name}: cannot be loaded ({reason[0] if reason else type(error).__name__}); "
+            f"base {base.name}: cannot be loaded ({reason}); "
             "give a folder with a Hugging Face causal LM in safetensors format, a name on the hub, "
             "or pocket"
         ) from error

@@ -101,7 +101,7 @@ class Trainee:
         try:
             yield
         finally:
-            self._active.banks, self._active.step = [], None
+            self._active.clear()
 
     @contextmanager
     def _attention_dropout(self, step: int | None, first_row: int) -> Iterator[None]:

@@ -25,17 +25,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 WIDTH, HEIGHT = 620, 380
-LOSS_BINS = 120  # points of a loss curve: more would not show at this width
+LOSS_BINS = 80  # points of a loss curve: more would not show at this width
 CHOSEN = "length(selected) == 0 || indexof(selected, datum.arm) >= 0"
 TOKENS_LABEL = "replace(format(datum.value, '.3~s'), 'G', 'B')"
 
 
 def figures(findings: Findings) -> dict[str, alt.LayerChart]:
     """Every figure that the study has data for, by file name, in the order of the page."""
-    charts: dict[str, alt.LayerChart | None] = {"frontier": frontier(findings, findings.main)}
-    others = [metric for metric in findings.points if metric != findings.main]
-    for metric in others:
-        charts[f"frontier-{_file(metric)}"] = frontier(findings, metric)
+    charts: dict[str, alt.LayerChart | None] = {
+        frontier_name(findings, metric): frontier(findings, metric) for metric in findings.points
+    }
     charts["learning"] = over_tokens(findings, findings.learning)
     charts["forgetting"] = over_tokens(findings, findings.main)
     charts["rate-learning"] = over_rates(findings, findings.learning)
@@ -45,6 +44,11 @@ def figures(findings: Findings) -> dict[str, alt.LayerChart]:
     for metric in (m for m in findings.record.metrics() if m not in shown):
         charts[f"change-{_file(metric)}"] = over_tokens(findings, metric)
     return {name: chart for name, chart in charts.items() if chart is not None}
+
+
+def frontier_name(findings: Findings, metric: str) -> str:
+    """File name of the frontier drawn with one forgetting metric; the main one is ``frontier``."""
+    return "frontier" if metric == findings.main else f"frontier-{_file(metric)}"
 
 
 def frontier(findings: Findings, metric: str) -> alt.LayerChart | None:
@@ -73,9 +77,10 @@ def frontier(findings: Findings, metric: str) -> alt.LayerChart | None:
     edge = rows[rows["on_frontier"]][["learning", "forgetting"]]
     edge = pd.concat([pd.DataFrame({"learning": [0.0], "forgetting": [0.0]}), edge])
     across = f"learned: {findings.learning} ({findings.unit(findings.learning)})"
-    x = alt.X("learning:Q", title=across)
+    room = alt.Scale(padding=24, nice=False, zero=True)
+    x = alt.X("learning:Q", title=across, scale=room)
     up = f"forgot: {metric} ({findings.unit(metric)})"
-    y = alt.Y("forgetting:Q", title=up)
+    y = alt.Y("forgetting:Q", title=up, scale=room)
     chart, encode = _chart(findings, rows)
     tips = _tips(arm="name", budget="budget", learned="learned", forgot="forgot")
     tips += _tips(**{"on the frontier": "frontier", "scored on": "n"})
@@ -98,7 +103,7 @@ def frontier(findings: Findings, metric: str) -> alt.LayerChart | None:
             opacity=_opacity(0.55),
         ),
         chart.mark_rule(strokeWidth=1.2).encode(
-            x=alt.X("learning_low:Q", title=across),
+            x=alt.X("learning_low:Q", title=across, scale=room),
             x2="learning_high:Q",
             y=y,
             color=encode["color"],
@@ -106,19 +111,19 @@ def frontier(findings: Findings, metric: str) -> alt.LayerChart | None:
         ),
         chart.mark_rule(strokeWidth=1.2).encode(
             x=x,
-            y=alt.Y("forgetting_low:Q", title=up),
+            y=alt.Y("forgetting_low:Q", title=up, scale=room),
             y2="forgetting_high:Q",
             color=encode["color"],
             opacity=opacity,
         ),
         chart.transform_filter("datum.on_frontier")
-        .mark_point(size=230, strokeWidth=1.5, color=OTHER, filled=False)
+        .mark_point(size=200, strokeWidth=1.3, color=OTHER, filled=False)
         .encode(x=x, y=y, opacity=opacity),
         chart.mark_point(size=75, filled=True).encode(
             x=x, y=y, color=encode["color"], shape=shape, opacity=opacity, tooltip=tips
         ),
         base.mark_point(shape="cross", size=90, filled=True, color=OTHER).encode(x=x, y=y),
-        base.mark_text(align="left", dx=9, dy=-9, fontSize=12, color=OTHER).encode(
+        base.mark_text(align="center", dy=16, fontSize=12, color=OTHER).encode(
             x=x, y=y, text="text:N"
         ),
     )
@@ -131,12 +136,12 @@ def over_tokens(findings: Findings, metric: str) -> alt.LayerChart | None:
     rows = _changes(findings, metric)
     if rows is None:
         return None
-    word = _word(rows)
+    noun, word = _words(rows)
     scale, axis = _token_axis(sorted({int(count) for count in rows["tokens"]}))
     x = alt.X("tokens:Q", title="training tokens", scale=scale, axis=axis)
     up = f"{word}: {metric} ({findings.unit(metric)})"
     return _layer(
-        f"{word.capitalize()} against tokens: {metric}",
+        f"{noun} against tokens: {metric}",
         "change from the base, paired item by item; bars: 95% intervals",
         *_lines_and_points(findings, rows, x, up, "arm:N"),
     )
@@ -152,21 +157,21 @@ def over_rates(findings: Findings, metric: str) -> alt.LayerChart | None:
     last = int(rows["tokens"].max())
     rows = rows[rows["tokens"] == last]
     rates = sorted({float(rate) for rate in rows["learning_rate"]})
-    word = _word(rows)
+    noun, word = _words(rows)
     axis = alt.Axis(values=rates, labelExpr="format(datum.value, '~g')", labelOverlap=True)
     padded = [rates[0] / 1.25, rates[-1] * 1.25]
     scale = alt.Scale(type="log", domain=padded, nice=False)
     x = alt.X("learning_rate:Q", title="learning rate", scale=scale, axis=axis)
     up = f"{word}: {metric} ({findings.unit(metric)})"
     return _layer(
-        f"{word.capitalize()} against learning rate: {metric}",
+        f"{noun} against learning rate: {metric}",
         f"at {tokens(last)} tokens; lines join the mean over seeds; bars: 95% intervals",
         *_lines_and_points(findings, rows, x, up, "series:N"),
     )
 
 
 def loss(findings: Findings) -> alt.LayerChart | None:
-    """Training loss against tokens, averaged in at most 120 bins an arm."""
+    """Training loss against tokens, averaged in at most 80 bins an arm."""
     import altair as alt
     import pandas as pd
 
@@ -296,7 +301,7 @@ def _layer(title: str, subtitle: str, *layers: alt.Chart) -> alt.LayerChart:
         .configure_axis(
             gridOpacity=0.5, labelFontSize=12, titleFontSize=12, titleFontWeight=500, titlePadding=8
         )
-        .configure_legend(labelFontSize=12, titleFontSize=12, symbolSize=80)
+        .configure_legend(labelFontSize=12, titleFontSize=12, symbolSize=80, symbolOpacity=1)
         .configure_title(fontSize=15, subtitleFontSize=12, subtitleColor="#666")
     )
 
@@ -396,8 +401,9 @@ def _token_axis(counts: list[int]) -> tuple[Any, Any]:
     return alt.Scale(type="log", domain=domain, nice=False), axis
 
 
-def _word(rows: pd.DataFrame) -> str:
-    return "learned" if rows["side"].iloc[0] == "target" else "forgot"
+def _words(rows: pd.DataFrame) -> tuple[str, str]:
+    """Noun and verb for the change of a metric, by its side."""
+    return ("Learning", "learned") if rows["side"].iloc[0] == "target" else ("Forgetting", "forgot")
 
 
 def _file(metric: str) -> str:

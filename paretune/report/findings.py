@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING
 
 from paretune.analyse.frontier import frontier
-from paretune.analyse.matched import Matched, equal_rate, matched_difference
+from paretune.analyse.matched import Matched, equal_rate, matched, matched_difference
 from paretune.analyse.points import Points, measured
 from paretune.analyse.record import StudyRecord, group_order, method_group
 from paretune.analyse.results import tidy
@@ -22,7 +22,7 @@ class Findings:
 
     ``points`` and ``frontiers`` are by forgetting metric; ``main`` is the study's own choice.
     ``compared`` holds every pair of method groups at matched learning, ``full`` against ``lora``
-    first.
+    first; ``levels`` is the forgetting of each group at a few levels of learning.
     """
 
     record: StudyRecord
@@ -31,8 +31,9 @@ class Findings:
     groups: dict[str, str]
     points: dict[str, Points]
     frontiers: dict[str, pd.DataFrame]
-    compared: list[Matched] = field(default_factory=list)
-    equal_rate: pd.DataFrame | None = None
+    compared: list[Matched]
+    levels: pd.DataFrame
+    equal_rate: pd.DataFrame
 
     @classmethod
     def of(cls, record: StudyRecord) -> Findings:
@@ -56,6 +57,7 @@ class Findings:
                 for metric, these in points.items()
             },
             compared=_compared(record, points[main], groups),
+            levels=matched(record, _levels(points[main]), points=points[main]),
             equal_rate=equal_rate(record),
         )
 
@@ -83,3 +85,11 @@ def _compared(record: StudyRecord, points: Points, groups: dict[str, str]) -> li
     pairs = [("full", "lora")] if "full" in names and len(lora) > 1 else []
     pairs += list(combinations(names, 2))
     return [matched_difference(record, a, b, points=points) for a, b in pairs]
+
+
+def _levels(points: Points) -> list[float]:
+    """Quarters of the most that any point learned, to two digits; empty when nothing was."""
+    most = max((estimate.value or 0.0 for estimate in points.learning), default=0.0)
+    if most <= 0:
+        return []
+    return sorted({float(f"{most * share:.2g}") for share in (0.2, 0.4, 0.6, 0.8)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -140,7 +141,7 @@ class Ledger:
                     "side": items.side,
                     "unit": items.unit,
                     "higher_is_better": items.higher_is_better,
-                    "value": value.value,
+                    "value": value.value if math.isfinite(value.value) else None,
                     "stderr": value.stderr,
                     "n": value.n,
                     "reason": value.reason,

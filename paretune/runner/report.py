@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paretune.report import write
 from paretune.runner.record import record_of
 
 
@@ -14,4 +13,7 @@ def write_report(folder: Path | str) -> Path:
     Raises:
         UserError: the folder holds no study.
     """
-    return write.write_report(record_of(Path(folder)), Path(folder))
+    # Charts need libraries that a training machine may lack
+    from paretune.report.write import write_report as write
+
+    return write(record_of(Path(folder)), Path(folder))

@@ -13,12 +13,11 @@ import torch
 
 from paretune.errors import UserError
 from paretune.model.trainee import CPU_TOKENS, frozen
-from paretune.report.write import write_report
 from paretune.runner.cohort import CohortRun, Seconds
 from paretune.runner.device import choose, measure
 from paretune.runner.ledger import BASE, Ledger
 from paretune.runner.progress import Progress, Silent
-from paretune.runner.record import read_record
+from paretune.runner.report import write_report
 from paretune.runner.workspace import Workspace, check_arms
 from paretune.study.arms import ArmConfig
 from paretune.study.config import RepeatBest, Study, safe_name
@@ -36,6 +35,7 @@ def run(
     device: str | None = None,
     progress: Progress | None = None,
     command: str = "",
+    report: bool = True,
 ) -> Path:
     """Run a study, or go on with it where an earlier process stopped.
 
@@ -44,9 +44,10 @@ def run(
         out: the study's folder; by default ``studies/NAME`` in the current folder.
         device: ``cpu``, ``cuda``, ``cuda:1``; a GPU where there is one by default.
         command: what the user typed, for the report.
+        report: write tables, figures and page at the end; they can be made later, elsewhere.
 
     Returns:
-        The path of the report.
+        The study's folder.
 
     Raises:
         UserError: a mistake in the study, its data or its base, or the folder is another study's.
@@ -54,7 +55,8 @@ def run(
     if not isinstance(study, Study):
         study = load_study(Path(study))
     folder = Path(out) if out is not None else Path("studies") / safe_name(study.config.name)
-    return _Run(study, folder, choose(device), progress or Silent(), command).go()
+    _Run(study, folder, choose(device), progress or Silent(), command).go(report)
+    return folder
 
 
 class _Run:
@@ -70,7 +72,7 @@ class _Run:
         self.began = datetime.now(UTC)
         self.machine = measure(device)
 
-    def go(self) -> Path:
+    def go(self, report: bool) -> None:
         # All that can be known now is checked before the folder exists
         trained = check_arms(self.study.config, self.study.arms)
         started = time.monotonic()
@@ -84,12 +86,9 @@ class _Run:
                 self._train(ledger, work, trained)
             finally:
                 self._note(ledger)
-            started = time.monotonic()
-            self.progress.begin("writing the report", 1)
-            report = write_report(read_record(ledger), self.folder)
-            self.progress.advance()
-            self.seconds.other += time.monotonic() - started
-        return report
+            if report:
+                self.progress.begin("writing the report", 1)
+                write_report(self.folder)
 
     def _train(self, ledger: Ledger, work: Workspace, trained: dict[str, int]) -> None:
         self._form_cohorts(ledger, list(self.study.arms), trained)

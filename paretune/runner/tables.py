@@ -34,8 +34,9 @@ def plan_table(planned: StudyPlan) -> str:
     lines += _table(header, rows)
     plan = planned.plan
     lines += [
-        f"in all: {plan.trained_tokens:,} training tokens, about {duration(plan.seconds)} of training "
-        f"on {planned.machine.name}, {size(plan.disk)} of checkpoints",
+        f"in all: {plan.trained_tokens:,} training tokens, "
+        f"about {duration(plan.seconds)} of training on {planned.machine.name}, "
+        f"{size(plan.disk)} of checkpoints",
         "memory is that of weights and optimizer states; activations fill what is left, in pieces. "
         "Time is an estimate from the device's speed; scoring comes on top.",
     ]

@@ -96,7 +96,7 @@ class Hub(Strict):
     """A data set on the Hugging Face hub, streamed."""
 
     from_: Literal["hub"] = Field(alias="from")
-    name: str = Field(description="for example wikitext, or bigcode/starcoderdata")
+    name: str = Field(min_length=1, description="for example wikitext, or bigcode/starcoderdata")
     config: str | None = Field(default=None, description="one of the data set's configurations")
     data_dir: str | None = Field(default=None, description="one folder of the data set")
     split: str = Field(default="train", description="one of its splits, such as train")
@@ -280,7 +280,7 @@ class Checkpoints(Strict):
 class Base(Strict):
     """The pretrained causal LM all arms start from."""
 
-    name: str = Field(description="pocket, a folder, or a Hugging Face model")
+    name: str = Field(min_length=1, description="pocket, a folder, or a Hugging Face model")
     revision: str | None = None
     trust_remote_code: StrictBool = False
 

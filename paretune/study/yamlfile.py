@@ -13,20 +13,12 @@ from pydantic import ValidationError
 
 from paretune.errors import UserError, UserErrors
 from paretune.study import yamltree
-from paretune.study.arms import ArmConfig, complete_defaults, expand, swept
+from paretune.study.arms import ArmConfig
 from paretune.study.config import Study, StudyConfig
-from paretune.study.mistakes import (
-    Mistake,
-    MistakesError,
-    closest,
-    keys_of,
-    shown,
-    suggestion,
-    translate,
-    value_at,
-    without_explained,
-)
+from paretune.study.mistakes import Mistake, MistakesError, closest, shown, suggestion
 from paretune.study.mistakes import Path as KeyPath
+from paretune.study.sweeps import complete_defaults, expand, swept
+from paretune.study.translate import keys_of, translate, value_at, without_explained
 from paretune.study.yamltree import Tree, YamlError
 
 
@@ -224,7 +216,7 @@ def _resolve_paths(document: dict[str, Any], folder: Path) -> list[Mistake]:
     for holder, key, path in _paths(document):
         written = holder[key]
         resolved = os.path.join(folder, os.path.expanduser(written))
-        if glob.glob(resolved, recursive=True) or os.path.exists(resolved):
+        if written and (os.path.exists(resolved) or glob.glob(resolved, recursive=True)):
             holder[key] = os.path.normpath(resolved)
         elif path[0] != "base" or written.startswith(("./", "../", "/", "~")):
             what = "no file matches" if glob.has_magic(written) else "nothing is there"
@@ -241,7 +233,8 @@ def _paths(document: dict[str, Any]) -> Iterator[tuple[Any, Any, KeyPath]]:
         yield base, "name", ("base", "name")
     places: list[KeyPath] = [("target", "data"), ("target", "heldout")]
     texts = value_at(document, ("source", "texts"))
-    places += [("source", "texts", i, "data") for i in range(len(texts or ()))]
+    count = len(texts) if isinstance(texts, list) else 0
+    places += [("source", "texts", index, "data") for index in range(count)]
     for place in places:
         data = value_at(document, place)
         written = data.get("path") if isinstance(data, dict) else None

@@ -226,7 +226,7 @@ class Trainer:
                     use_cache=False,
                 ).logits
                 loss_K = self._loss(logits, ids, mask, len(arms)) * weight_K
-                loss_K.sum().backward()
+                loss_K.sum().backward()  # type: ignore[no-untyped-call]
             total_K += loss_K.detach()
         return total_K
 

@@ -9,6 +9,7 @@ from evaluate_models import Models, broken, llama, random_tokens
 
 from paretune.data.cloze import ClozeItem
 from paretune.evaluate.cloze import choose, cloze, option_log_likelihoods
+from paretune.model.trainee import frozen
 
 
 def item(index: int, context: int = 12, length: int = 5) -> ClozeItem:
@@ -46,6 +47,16 @@ def test_likelihoods_and_choices_agree_with_brute_force(rows):
         "accuracy",
         True,
     )
+
+
+def test_the_real_model_view_of_another_architecture(tiny_gpt2):
+    """GPT-2's learned positions go on after the context's cache."""
+    trainee = frozen(tiny_gpt2, torch.device("cpu"))
+    trainee.rows = 3
+    items = [item(i) for i in range(5)]
+    [got] = option_log_likelihoods(trainee.view(None), items, row_tokens=40)
+    expected = [brute_force(trainee.model, it) for it in items]
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
 def test_a_context_runs_through_the_model_once():

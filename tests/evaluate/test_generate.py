@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -10,28 +12,44 @@ from evaluate_models import VOCABULARY, Models, broken, llama, random_tokens, to
 from paretune.data.pairs import PairItem
 from paretune.evaluate.exact_match import exact_match, first_line
 from paretune.evaluate.generate import LineEnds, greedy
+from paretune.model.trainee import frozen
 
 PROMPTS = [random_tokens(length, seed) for seed, length in enumerate([9, 3, 14, 9, 1, 6, 11])]
 
 
-def reference(model, prompt: np.ndarray, count: int, end: int | None) -> list[int]:
-    """transformers' greedy answer to one prompt, without the end-of-text token."""
-    ids = torch.from_numpy(prompt)[None]
-    out = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=count,
-        min_new_tokens=count if end is None else None,
-        pad_token_id=0,
-        eos_token_id=end,
-    )[0, len(prompt) :].tolist()
-    return out[: out.index(end)] if end in out else out
+COUNT = 12
 
 
-def some_end(models) -> int:
+@functools.cache
+def free(seed: int) -> list[list[int]]:
+    return answers_of(llama(seed))
+
+
+def answers_of(model) -> list[list[int]]:
+    """transformers' greedy answers, one prompt at a time, that no token ends."""
+    answers = []
+    for prompt in PROMPTS:
+        ids = torch.from_numpy(prompt)[None]
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=COUNT,
+            min_new_tokens=COUNT,
+            pad_token_id=0,
+            eos_token_id=None,
+        )
+        answers.append(out[0, len(prompt) :].tolist())
+    return answers
+
+
+def cut(answer: list[int], end: int) -> list[int]:
+    return answer[: answer.index(end)] if end in answer else answer
+
+
+def some_end(*seeds: int) -> int:
     """A token that random models write at different places, to serve as the end-of-text token."""
-    answers = [reference(m, p, 20, None) for m in models for p in PROMPTS]
+    answers = [answer for seed in seeds for answer in free(seed)]
     places = {t: {a.index(t) for a in answers if t in a} for t in {t for a in answers for t in a}}
     return max(sorted(places), key=lambda token: len(places[token]))
 
@@ -40,9 +58,9 @@ def some_end(models) -> int:
 @pytest.mark.parametrize("rows", [1, 50])
 def test_greedy_answers_are_those_of_transformers(seeds, rows):
     arms = Models(*(llama(seed) for seed in seeds), rows=rows)
-    end = some_end(arms.models)
-    got = greedy(arms, PROMPTS, max_new_tokens=20, end_of_text=end, row_tokens=9)
-    expected = [[reference(m, p, 20, end) for p in PROMPTS] for m in arms.models]
+    end = some_end(*seeds)
+    got = greedy(arms, PROMPTS, max_new_tokens=COUNT, end_of_text=end, row_tokens=9)
+    expected = [[cut(answer, end) for answer in free(seed)] for seed in seeds]
     assert [[a.tolist() for a in of_arm] for of_arm in got] == expected
     lengths = {len(answer) for of_arm in expected for answer in of_arm}
     assert len(lengths) > 2, "the test should see answers that end early"
@@ -51,7 +69,7 @@ def test_greedy_answers_are_those_of_transformers(seeds, rows):
 def test_left_padded_batch_of_transformers_agrees_too():
     """The same prompts as one padded batch through generate."""
     model = llama(1)
-    end = some_end([model])
+    end = some_end(1)
     width = max(len(p) for p in PROMPTS)
     ids = torch.zeros(len(PROMPTS), width, dtype=torch.int64)
     mask = torch.zeros_like(ids)
@@ -62,13 +80,21 @@ def test_left_padded_batch_of_transformers_agrees_too():
         ids,
         attention_mask=mask,
         do_sample=False,
-        max_new_tokens=12,
+        max_new_tokens=COUNT,
         pad_token_id=0,
         eos_token_id=end,
     )[:, width:].tolist()
-    expected = [row[: row.index(end)] if end in row else row for row in out]
-    [got] = greedy(Models(model, rows=50), PROMPTS, max_new_tokens=12, end_of_text=end)
+    expected = [cut(row, end) for row in out]
+    [got] = greedy(Models(model, rows=50), PROMPTS, max_new_tokens=COUNT, end_of_text=end)
     assert [answer.tolist() for answer in got] == expected
+
+
+def test_a_base_with_learned_positions_and_the_real_model_view(tiny_gpt2):
+    """GPT-2 counts positions from the left edge unless told: padded prompts must say where."""
+    trainee = frozen(tiny_gpt2, torch.device("cpu"))
+    trainee.rows = 50
+    [got] = greedy(trainee.view(None), PROMPTS, max_new_tokens=COUNT, end_of_text=VOCABULARY)
+    assert [answer.tolist() for answer in got] == answers_of(trainee.model)
 
 
 def test_decoding_stops_when_all_rows_are_finished():
@@ -180,7 +206,3 @@ def test_exact_match_of_a_broken_arm_is_undefined():
 def test_first_line_keeps_case_and_inner_space():
     assert first_line("  \n A  b \r\n c") == "A  b"
     assert first_line("") == ""
-
-
-def test_vocabulary_of_the_test_models_is_what_prompts_use():
-    assert max(int(p.max()) for p in PROMPTS) < VOCABULARY

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import math
+from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,9 +16,13 @@ from evaluate_models import Models, llama, tokenizer
 
 from paretune.data.rows import Document, Pair
 from paretune.errors import UserError
+from paretune.evaluate.cloze import CHANCE
 from paretune.evaluate.items import score
 from paretune.evaluate.suite import Suite
-from paretune.study.config import StudyConfig
+from paretune.model.load import load_tokenizer
+from paretune.model.trainee import frozen, lora_cohort
+from paretune.study.arms import ArmConfig
+from paretune.study.config import Base, StudyConfig
 
 WORDS = ["cat", "dog", "sat", "ran", "mat", "cold", "day", "clocks", "April", "striking", "the"]
 
@@ -159,19 +166,88 @@ def test_no_items_is_an_error_that_names_the_set(tmp_path):
         Suite.build(config, tokenizer(), nothing, tmp_path)
 
 
-def test_pocket_base_prefers_english_that_goes_on(tmp_path):
-    """The true continuation beats chance, and text of its own costs it few bits."""
-    from paretune.model.load import load_model, load_tokenizer
-    from paretune.model.trainee import plain
-    from paretune.study.config import Base
+@functools.cache
+def pocket_prose() -> list[Document]:
+    path = Path(str(resources.files("paretune.pocket"))) / "heldout.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [Document(row["id"], row["id"], row["text"]) for row in rows]
 
-    from importlib import resources
 
-    if not (Path(str(resources.files("paretune.pocket"))) / "base" / "model.safetensors").exists():
-        pytest.skip("the pocket base is not built")
-    device = torch.device("cpu")
-    base = Base(name="pocket")
-    trainee = plain(load_model(base, device), device)
+def pocket_suite(tmp_path: Path, regime: str) -> tuple[StudyConfig, Suite]:
+    prose = {"name": "prose", "data": {"from": "pocket-prose"}, "items": 3}
+    config = study(
+        regime,
+        training={"block_length": 64, "template": "plain"},
+        source={
+            "self_probe": {"samples": 3, "tokens": 24},
+            "texts": [prose | {"metrics": ["cloze", "bits_per_byte"]}],
+        },
+    )
+    data = prepared(regime)
+    data.texts["prose"] = pocket_prose()
+    return config, Suite.build(config, load_tokenizer(Base(name="pocket")), data, tmp_path)
+
+
+def test_the_pocket_base_knows_its_english(tmp_path):
+    """Above chance at cloze, and better at prose and its own text than 8 or even 2.5 bits."""
+    config = study(
+        "cpt",
+        source={
+            "self_probe": {"samples": 16, "tokens": 64},
+            "texts": [
+                {
+                    "name": "prose",
+                    "data": {"from": "pocket-prose"},
+                    "metrics": ["cloze", "bits_per_byte"],
+                    "items": 48,
+                }
+            ],
+        },
+        training={"block_length": 64},
+    )
+    data = SimpleNamespace(heldout=documents("code"), texts={"prose": pocket_prose()})
+    suite = Suite.build(config, load_tokenizer(Base(name="pocket")), data, tmp_path)
+    trainee = frozen(Base(name="pocket"), torch.device("cpu"))
     trainee.rows = 8
-    english = Path(__file__).parents[2] / "LICENSE"
-    assert english or load_tokenizer(base)
+    suite.attach_base(trainee.view(None))
+    [scored] = suite.score(trainee.view(None))
+    got = {items.metric: score(items) for items in scored}
+    cloze = got["prose/cloze"]
+    assert cloze.value - 4 * cloze.stderr > CHANCE
+    assert 0.5 < got["prose/bits_per_byte"].value < 2.5
+    assert 0.5 < got["self_probe/bits_per_byte"].value < 2.5
+    assert got["self_probe/kl"].value == 0.0
+
+
+@pytest.mark.parametrize("regime", ["cpt", "ift"])
+def test_arms_of_a_cohort_score_as_each_does_alone(regime, tmp_path):
+    """Adapters over one base, three in a forward pass against one: every metric, item by item."""
+    config, suite = pocket_suite(tmp_path, regime)
+    device = torch.device("cpu")
+    base = frozen(Base(name="pocket"), device)
+    base.rows = 4
+    suite.attach_base(base.view(None))
+    arms = [
+        ArmConfig(method="lora", rank=rank, learning_rate=rate)
+        for rank, rate in ((2, 1e-3), (2, 2e-3), (5, 1e-3))
+    ]
+    scored: list[dict[str, list]] = []
+    for size in (3, 1):
+        cohort = lora_cohort(Base(name="pocket"), arms, device, arms_per_pass=size)
+        cohort.rows = 4
+        for flat in cohort.flats:
+            for row, place in enumerate(flat.arms):
+                for name, tensor in sorted(flat.tensors(row).items()):
+                    arm = arms.index(cohort.arms[place])
+                    noise = torch.Generator().manual_seed(1000 * arm + len(name))
+                    tensor.add_(0.02 * torch.randn(tensor.shape, generator=noise))
+        scored.append({})
+        for group in cohort.passes:
+            for place, items in enumerate(suite.score(cohort.view(group)), start=group.start):
+                scored[-1][cohort.arms[place].id] = items
+    for arm in arms:
+        for one, other in zip(scored[0][arm.id], scored[1][arm.id], strict=True):
+            np.testing.assert_allclose(one.value, other.value, rtol=2e-4, err_msg=one.metric)
+    drift = [of_arm[config.metric_names().index("self_probe/kl")] for of_arm in scored[0].values()]
+    assert all(score(items).value > 1e-3 for items in drift)
+    assert len({score(items).value for items in drift}) == 3

@@ -1,4 +1,4 @@
-"""Malformed study files, each with the message it gets. docs/mistakes.md is made from this table."""
+"""Malformed study files, each with the message it gets; docs/mistakes.md shows this table."""
 
 from __future__ import annotations
 
@@ -31,10 +31,9 @@ arms:
 
 @dataclass(frozen=True)
 class Mistake:
-    """One malformed study file: what is wrong, its lines that matter, the whole, the messages."""
+    """One malformed study file: what is wrong with it, its text, the messages it gets."""
 
     name: str
-    snippet: str
     text: str
     messages: tuple[str, ...]
 
@@ -42,18 +41,17 @@ class Mistake:
 def changed(name: str, old: str, new: str, *messages: str) -> Mistake:
     """The good file with ``old`` written as ``new``."""
     assert GOOD.count(old) == 1, f"{name}: {old!r} must stand once in the good file"
-    return Mistake(name, new, GOOD.replace(old, new), messages)
+    return Mistake(name, GOOD.replace(old, new), messages)
 
 
 def whole(name: str, text: str, *messages: str) -> Mistake:
     """A file that is wrong as a whole."""
-    return Mistake(name, text, text, messages)
+    return Mistake(name, text, messages)
 
 
 FULL = "  - method: full\n    learning_rate: [1e-4, 1e-3]\n"
 LORA = "  - method: lora\n    rank: [4, 16]\n    learning_rate: 1e-3\n"
 KINDS = "python-packages, json, parquet, text, hub, arithmetic, pocket-prose"
-SETTINGS = "method, learning_rate, rank, alpha, targets, lora_dropout, attention_dropout, optimizer"
 
 # Each message is whole but for its beginning, "study.yaml, ".
 MISTAKES = [
@@ -138,8 +136,8 @@ MISTAKES = [
         "a key of nothing known",
         "regime: cpt",
         "regime: cpt\ntraining: {gpus: 8}",
-        "line 4: training.gpus: unknown key; known here: block_length, batch_size, template, repeat, "
-        "max_bad_rows",
+        "line 4: training.gpus: unknown key; known here: block_length, batch_size, template, "
+        "repeat, max_bad_rows",
     ),
     changed(
         "a missing key",
@@ -183,8 +181,8 @@ MISTAKES = [
         "text for a list",
         "    - {name: prose, data: {from: pocket-prose}}",
         "    - {name: prose, data: {from: pocket-prose}, metrics: cloze}",
-        "line 8: source.texts[0].metrics: expected a list of bits_per_byte or cloze, found the text "
-        "'cloze'; write [cloze]",
+        "line 8: source.texts[0].metrics: expected a list of bits_per_byte or cloze, found the "
+        "text 'cloze'; write [cloze]",
     ),
     changed(
         "a metric of nothing known",
@@ -254,16 +252,16 @@ MISTAKES = [
         "a name with a space",
         "name: mine",
         "name: my study",
-        "line 1: name: the text 'my study' is not a name: use letters, digits, '-' and '_', and begin "
-        "with a letter or a digit",
+        "line 1: name: the text 'my study' is not a name: use letters, digits, '-' and '_', and "
+        "begin with a letter or a digit",
     ),
     # Quantities and budgets
     changed(
         "a quantity in no notation",
         "[1M, 2M]",
         "[1M, 2 epochs]",
-        "line 9: budgets.at[1]: '2 epochs' is not a quantity: write tokens as 8M or 8Mtok, epochs as "
-        "2ep, batches as 500ba",
+        "line 9: budgets.at[1]: '2 epochs' is not a quantity: write tokens as 8M or 8Mtok, epochs "
+        "as 2ep, batches as 500ba",
     ),
     changed(
         "a budget of nothing",
@@ -335,7 +333,8 @@ MISTAKES = [
         "paired lists of two lengths",
         LORA,
         "  - method: lora\n    paired: {rank: [4, 16, 64], learning_rate: [1e-3, 1e-4]}\n",
-        "line 14: arms[1].paired: the lists must be of one length (rank has 3, learning_rate has 2)",
+        "line 14: arms[1].paired: the lists must be of one length "
+        "(rank has 3, learning_rate has 2)",
     ),
     changed(
         "a setting both paired and not",
@@ -410,14 +409,15 @@ MISTAKES = [
         "nothing that shows forgetting",
         "source:\n  texts:\n    - {name: prose, data: {from: pocket-prose}}\n",
         "source: {self_probe: null}\n",
-        "line 6: source.self_probe: nothing shows forgetting: leave this out (there is a default) or "
-        "give texts",
+        "line 6: source.self_probe: nothing shows forgetting: leave this out (there is a default) "
+        "or give texts",
     ),
     changed(
         "a cosine that cools down",
         "arms:",
         "defaults: {schedule: {shape: cosine, cooldown: 20%}}\narms:",
-        "line 10: defaults.schedule.cooldown: a cosine schedule has none: use constant or trapezoid",
+        "line 10: defaults.schedule.cooldown: a cosine schedule has none: use constant or "
+        "trapezoid",
     ),
     # Several at once, in the order of the lines
     changed(

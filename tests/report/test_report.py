@@ -1,0 +1,323 @@
+"""The report of studies in every state: files, tables, words, escaping."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic_study import METRICS, config, items_frame, pocket_arms, record_of, study
+
+from paretune.report.answer import answer
+from paretune.report.figures import figures
+from paretune.report.findings import Findings
+from paretune.report.page import embedded_json, page
+from paretune.report.style import group_colour, interval, number, seconds, tokens
+from paretune.report.write import write_report
+from paretune.study.arms import ArmConfig
+
+PROVENANCE = {
+    "versions": {"python": "3.11.7", "torch": "2.13.0"},
+    "device": "two CPU cores",
+    "seconds": {"train": 100.4, "score": 20.0},
+    "runs": 1,
+    "command": "paretune run made-up.yaml",
+    "started": "2026-11-24T01:00:00+00:00",
+    "finished": "2026-11-24T01:02:00+00:00",
+    "data": {
+        "target": {
+            "source": {"from": "python-packages", "packages": "stdlib"},
+            "rows_read": 1234,
+            "tokens": 200_000,
+            "bytes_read": 812_345,
+            "bad_rows": {"not UTF-8": 2},
+            "sha256": "ab" * 32,
+        },
+        "heldout": {"source": "target.data", "kept": 31, "kept_bytes": 5000},
+        "texts": {"prose": {"source": {"from": "pocket-prose"}, "kept": 24}},
+    },
+}
+
+
+class Reader(HTMLParser):
+    """Text of the page outside scripts, and every address it would load."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.addresses: list[str] = []
+        self.tags: list[str] = []
+        self._skip = False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self._skip = tag in ("script", "style")
+        self.addresses += [v or "" for k, v in attrs if k in ("src", "href", "action", "data")]
+
+    def handle_endtag(self, tag):
+        self._skip = False
+
+    def handle_data(self, data):
+        if not self._skip:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.texts))
+
+
+@pytest.fixture(scope="module")
+def pocket(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pocket")
+    write_report(study(provenance=PROVENANCE), folder)
+    return folder
+
+
+def words_of(record) -> str:
+    findings = Findings.of(record)
+    specifications = {name: chart.to_dict() for name, chart in figures(findings).items()}
+    return Reader(page(findings, specifications)).text
+
+
+def test_every_file_is_there_and_is_what_its_name_says(pocket: Path) -> None:
+    table = pd.read_parquet(pocket / "results.parquet")
+    again = pd.read_csv(pocket / "results.csv", float_precision="round_trip")
+    assert len(table) == len(again) == 125
+    assert np.array_equal(table["change"].to_numpy(), again["change"].to_numpy(), equal_nan=True)
+    names = {path.stem for path in (pocket / "figures").glob("*.svg")}
+    assert {"frontier", "learning", "forgetting", "rate-learning", "loss"} <= names
+    assert names == {path.stem for path in (pocket / "figures").glob("*.png")}
+    for name in names:
+        assert (pocket / "figures" / f"{name}.svg").read_text().startswith("<svg")
+        png = (pocket / "figures" / f"{name}.png").read_bytes()
+        width, height = struct.unpack(">II", png[16:24])
+        assert width > 1000
+        assert height > 600
+    assert not list(pocket.rglob("*.tmp"))
+    assert (pocket / "report.html").stat().st_size < 8_000_000
+
+
+def test_results_are_the_same_to_the_byte_each_time(pocket: Path, tmp_path: Path) -> None:
+    findings = Findings.of(study(provenance={"started": "another time"}))
+    from paretune.analyse.results import to_csv
+
+    assert to_csv(findings.results) == (pocket / "results.csv").read_text()
+
+
+def test_the_page_loads_nothing(pocket: Path) -> None:
+    text = (pocket / "report.html").read_text()
+    reader = Reader(text)
+    assert reader.addresses == ["data:,"]
+    assert not {"link rel=stylesheet", "img", "iframe", "object", "embed"} & set(reader.tags)
+    assert "default-src 'none'" in text
+    assert not re.search(r"@import|url\(\s*['\"]?(?!data:)", re.sub(r"(?s)<script.*", "", text))
+
+
+def test_the_page_says_what_was_found_and_what_was_run(pocket: Path) -> None:
+    text = Reader((pocket / "report.html").read_text()).text
+    assert re.search(
+        r"full finetuning forgot less than LoRA: 0\.\d+ against 0\.\d+ nats/token", text
+    )
+    assert "95% interval" in text
+    assert "paretune run made-up.yaml" in text
+    assert "paretune run study.yaml --out made-up" in text
+    assert "two CPU cores" in text
+    assert "2 min 0 s" in text
+    assert "2 not UTF-8" in text
+    assert "1,234" in text
+    for arm in pocket_arms():
+        assert arm.label in text
+    for metric in METRICS:
+        assert metric in text
+
+
+def test_the_frontier_chart_holds_all_arms(pocket: Path) -> None:
+    text = (pocket / "report.html").read_text()
+    payload = re.search(r'id="figures">(.*?)</script>', text, re.DOTALL).group(1)
+    shown = json.loads(payload)["frontier"]
+    rows = [row for layer in shown["layer"] for row in layer.get("data", {}).get("values", [])]
+    assert {row["arm"] for row in rows if "arm" in row} == {arm.id for arm in pocket_arms()}
+
+
+def test_the_study_file_on_the_page_gives_the_study_again(pocket: Path) -> None:
+    import yaml
+
+    from paretune.report.page import _study_yaml
+    from paretune.study.config import StudyConfig
+
+    findings = Findings.of(study(arms=pocket_arms()[:1], budgets=(50_000,)))
+    again = StudyConfig.model_validate(yaml.safe_load(_study_yaml(findings)))
+    assert again == config()
+
+
+HOSTILE = "</script><script>alert('x')</script><b>&amp;"
+
+
+def test_hostile_names_are_text(tmp_path: Path) -> None:
+    arms = [ArmConfig(method="lora", rank=4, learning_rate=1e-3, targets=(HOSTILE,))]
+    arms.append(ArmConfig(method="lora", rank=4, learning_rate=1e-3, targets=("b",)))
+    record = study(
+        arms=arms,
+        budgets=(50_000,),
+        about=HOSTILE,
+        base=HOSTILE,
+        provenance={"device": HOSTILE, "data": {"target": {"source": HOSTILE, "rows": 1}}},
+        status={arms[0].id: {"state": "diverged", "step": 3, "reason": HOSTILE}},
+    )
+    text = write_report(record, tmp_path).read_text()
+    reader = Reader(text)
+    assert reader.tags.count("script") == 3
+    assert "b" not in reader.tags
+    assert reader.text.count("alert('x')") >= 4
+
+
+def test_embedded_json_cannot_end_its_element() -> None:
+    value = {"a": "</script><!--", "b": "\u2028 & <b>"}
+    text = embedded_json(value)
+    assert "<" not in text
+    assert json.loads(text) == value
+
+
+def _without_scores(states: dict) -> object:
+    arms = pocket_arms()[:2]
+    base = {("base", 0, m): items_frame([1.0, 2.0, 3.0]) for m in METRICS}
+    return record_of(arms, base, [], status={arm.id: states for arm in arms})
+
+
+def test_all_diverged(tmp_path: Path) -> None:
+    reason = "the loss is not a number"
+    record = _without_scores({"state": "diverged", "step": 7, "reason": reason})
+    text = Reader(write_report(record, tmp_path).read_text()).text
+    assert "Every arm diverged before its first score" in text
+    assert "diverged at step 7 : the loss is not a number" in text.replace("7:", "7 :")
+    assert "base, untrained" in text
+
+
+def test_no_finished_arm(tmp_path: Path) -> None:
+    record = _without_scores({"state": "running", "step": 7})
+    text = Reader(write_report(record, tmp_path).read_text()).text
+    assert "No arm has been scored yet" in text
+    assert "2 running" in text
+
+
+def test_nothing_at_all(tmp_path: Path) -> None:
+    record = _without_scores({"state": "planned"})
+    record.scores = record.scores.iloc[:0]
+    text = Reader(write_report(record, tmp_path).read_text()).text
+    assert "There are no scores yet" in text
+    assert (tmp_path / "results.csv").read_text().count("\n") == 1
+
+
+def test_one_arm() -> None:
+    text = words_of(study(arms=pocket_arms()[:1]))
+    assert "Only full finetuning has scores, so no methods are compared." in text
+
+
+def test_one_arm_at_one_budget() -> None:
+    assert "1 of 1 points" in words_of(study(arms=pocket_arms()[:1], budgets=(50_000,)))
+
+
+def test_one_item() -> None:
+    record = study(n=1)
+    text = words_of(record)
+    assert "one item has no standard error" in text
+    assert "nan" not in text.lower().replace("nano", "")
+
+
+def test_a_missing_metric() -> None:
+    record = study(metrics=("target/bits_per_byte", "prose/bits_per_byte"))
+    text = words_of(record)
+    assert "cannot be compared: self_probe/kl has no scores" in text
+    assert "prose/bits_per_byte" in text
+
+
+def test_an_arm_without_one_metric() -> None:
+    record = study()
+    arm = pocket_arms()[0].id
+    gone = (record.scores["arm"] == arm) & (record.scores["metric"] == "self_probe/kl")
+    record.scores = record.scores[~gone]
+    text = words_of(record)
+    assert "of 21 points" in text
+
+
+def test_scores_that_are_not_numbers() -> None:
+    record = study()
+    whole = record.items
+    arm = pocket_arms()[0].id
+
+    def items(name: str, count: int, metric: str) -> pd.DataFrame:
+        frame = whole(name, count, metric)
+        return frame.assign(value=np.nan) if name == arm else frame
+
+    record.items = items
+    record.scores["value"] = record.scores["value"].where(record.scores["arm"] != arm, np.nan)
+    text = words_of(record)
+    assert "not a finite number" in text
+    assert "of 21 points" in text
+
+
+def test_methods_out_of_reach_are_not_compared() -> None:
+    arms = [ArmConfig(method="full", learning_rate=5e-2), pocket_arms()[2]]
+    text = words_of(study(arms=arms))
+    assert "cannot be compared at equal learning: lora r4 reached" in text
+
+
+def test_an_open_question_is_called_open() -> None:
+    rng = np.random.default_rng(0)
+    arms = [ArmConfig(method="full", learning_rate=1e-3), pocket_arms()[2]]
+    x, y = "target/bits_per_byte", "self_probe/kl"
+    items = {("base", 0, m): items_frame(np.zeros(50)) for m in (x, y)}
+    for arm in arms:
+        for count, amount in ((10, 0.2), (20, 0.4)):
+            items[arm.id, count, x] = items_frame(-amount + rng.normal(0, 0.1, 50))
+            items[arm.id, count, y] = items_frame(amount + rng.normal(0, 0.3, 50))
+    headline, _ = answer(Findings.of(record_of(arms, items, [10, 20])))
+    assert "it is open whether full finetuning or LoRA of rank 4 forgets less" in headline
+
+
+def test_arms_that_learned_nothing_leave_the_base() -> None:
+    arm = pocket_arms()[0]
+    x, y = "target/bits_per_byte", "self_probe/kl"
+    items = {("base", 0, m): items_frame(np.ones(20)) for m in (x, y)}
+    items |= {(arm.id, 10, m): items_frame(np.full(20, 2.0)) for m in (x, y)}
+    _, support = answer(Findings.of(record_of([arm], items, [10])))
+    assert support == "No arm learned anything at any budget: the base itself is the best choice."
+
+
+def test_numbers_read_well() -> None:
+    shown = [number(x) for x in (1.23456, 0.0123456, -0.5, 0.0, 1234.567, 2e-7, None, float("nan"))]
+    assert shown == ["1.235", "0.01235", "−0.5000", "0.000", "1235", "2.000e−07", "–", "–"]
+    assert interval(-0.1, 0.2, 2) == "−0.10 to 0.20"
+    assert [tokens(n) for n in (500, 65_536, 8_000_000, 1_500_000_000)] == [
+        "500",
+        "65.5k",
+        "8M",
+        "1.5B",
+    ]
+    assert [seconds(s) for s in (4.21, 42, 200, 7500)] == [
+        "4.2 s",
+        "42 s",
+        "3 min 20 s",
+        "2 h 5 min",
+    ]
+
+
+def test_colours_are_fixed_by_rank_and_stand_out_on_both_pages() -> None:
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return float(np.dot([0.2126, 0.7152, 0.0722], linear))
+
+    groups = ["full", *(f"lora r{2**i}" for i in range(12))]
+    for colour in map(group_colour, groups):
+        assert (1.0 + 0.05) / (luminance(colour) + 0.05) > 2.7
+        assert (luminance(colour) + 0.05) / (luminance("#14171b") + 0.05) > 2.7
+    ranks = [luminance(group_colour(f"lora r{2**i}")) for i in (0, 2, 4, 6, 8)]
+    assert ranks == sorted(ranks, reverse=True)
+    assert group_colour("lora r100000") == group_colour("lora r2048")

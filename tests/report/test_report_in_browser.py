@@ -1,0 +1,144 @@
+"""The report in headless Chromium: it draws, selects, sorts, and asks nothing of the network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from headless_chromium import Page, binary
+from synthetic_study import pocket_arms, study
+
+from paretune.report.write import write_report
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(binary() is None, reason="no chromium here: apt-get install chromium"),
+]
+FADED = "[...document.querySelectorAll('.view svg')].filter(s => s.querySelector('[opacity=\"0.08\"]')).length"
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> Path:
+    return write_report(study(), tmp_path_factory.mktemp("browser"))
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory):
+    page = Page(tmp_path_factory.mktemp("profile"))
+    yield page
+    page.close()
+
+
+def draw_all(tab: Page, report: Path, width: int, *, dark: bool = False) -> int:
+    tab.problems.clear()
+    tab.requests.clear()
+    tab.open(report, width, 12_000, dark=dark)
+    visible = "[...document.querySelectorAll('.view')].filter(v => v.clientWidth)"
+    tab.until(f"{visible}.length > 0 && {visible}.every(v => v.dataset.drawn)")
+    return int(tab.evaluate(f"{visible}.length"))
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1920, False), (1280, True), (390, False)])
+def test_every_chart_is_drawn_within_the_page(tab, report, width: int, dark: bool) -> None:
+    assert draw_all(tab, report, width, dark=dark) == 9
+    assert tab.problems == []
+    assert [url for url in tab.requests if not url.startswith(("file:", "data:"))] == []
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    # Marks in each chart, and no text beyond the edge of its drawing
+    assert tab.evaluate(
+        "[...document.querySelectorAll('.view svg')].every(s => s.querySelectorAll('path').length > 8)"
+    )
+    cut = tab.evaluate(
+        """[...document.querySelectorAll('.view svg')].flatMap(s => {
+             const box = s.getBoundingClientRect();
+             return [...s.querySelectorAll('text')].filter(t => {
+               const r = t.getBoundingClientRect();
+               return r.width && (r.left < box.left - 1 || r.right > box.right + 1
+                 || r.top < box.top - 1 || r.bottom > box.bottom + 1);
+             }).map(t => t.textContent);
+           })"""
+    )
+    assert cut == []
+    overlapping = tab.evaluate(
+        """[...document.querySelectorAll('.view svg')].flatMap(s => {
+             const found = [];
+             s.querySelectorAll('.role-axis-label').forEach(axis => {
+               const boxes = [...axis.querySelectorAll('text')]
+                 .filter(t => t.getAttribute('opacity') !== '0')
+                 .map(t => [t.getBoundingClientRect(), t.textContent]).filter(([r]) => r.width);
+               boxes.forEach(([a, x], i) => boxes.slice(i + 1).forEach(([b, y]) => {
+                 if (a.left < b.right && b.left < a.right && a.top + 2 < b.bottom - 2
+                   && b.top + 2 < a.bottom - 2) found.push(x + ' / ' + y);
+               }));
+             });
+             return found;
+           })"""
+    )
+    assert overlapping == []
+
+
+def test_choosing_an_arm_changes_every_chart_and_table(tab, report) -> None:
+    charts = draw_all(tab, report, 1280)
+    assert tab.evaluate(FADED) == 0
+    tab.evaluate(f"document.querySelector('.chip[data-arm=\"{pocket_arms()[0].id}\"]').click()")
+    tab.until(f"{FADED} === {charts - 2}")  # rate charts fade points only where others are shown
+    assert tab.evaluate("document.querySelectorAll('.scores tr.is-chosen').length") == 3
+    tab.evaluate("document.getElementById('clear').click()")
+    tab.until(f"{FADED} === 0")
+
+
+def test_choosing_a_point_in_a_chart_chooses_it_everywhere(tab, report) -> None:
+    draw_all(tab, report, 1280)
+    x, y = tab.evaluate(
+        """(() => { const marks = [...document.querySelectorAll('.frontier .view svg .mark-symbol path')]
+             .filter(p => p.getAttribute('fill') === '#d9600f');
+           const r = marks.at(-1).getBoundingClientRect();
+           return [r.left + r.width / 2, r.top + r.height / 2]; })()"""
+    )
+    tab.click(x, y)
+    tab.until("document.querySelectorAll('.chip[aria-pressed=true]').length === 1")
+    assert tab.evaluate(
+        "document.querySelector('.chip[aria-pressed=true]').textContent"
+    ).startswith("full")
+    tab.until(f"{FADED} > 5")
+
+
+def test_the_forgetting_metric_of_the_frontier_can_be_chosen(tab, report) -> None:
+    draw_all(tab, report, 1280)
+    tab.evaluate(
+        "(s => { s.value = 'frontier-prose-cloze'; s.dispatchEvent(new Event('change')); })"
+        "(document.getElementById('metric'))"
+    )
+    tab.until("!!document.querySelector('[data-figure=frontier-prose-cloze]').dataset.drawn")
+    assert tab.evaluate(
+        "document.querySelector('[data-figure=frontier-prose-cloze] svg').textContent"
+    ).count("prose/cloze")
+
+
+def test_tables_sort_by_numbers(tab, report) -> None:
+    draw_all(tab, report, 1280)
+    column = "[...document.querySelectorAll('.scores tbody tr')].map(r => Number(r.cells[2].dataset.sort))"
+    head = "document.querySelectorAll('.scores th')[2]"
+    tab.evaluate(f"{head}.click()")
+    values = tab.evaluate(column)
+    assert values == sorted(values)
+    tab.evaluate(f"{head}.click()")
+    assert tab.evaluate(column) == sorted(values, reverse=True)
+    assert tab.evaluate(f"{head}.getAttribute('aria-sort')") == "descending"
+
+
+def test_the_budget_filter_hides_the_other_budgets(tab, report) -> None:
+    draw_all(tab, report, 1280)
+    tab.evaluate(
+        "(s => { s.value = '50000'; s.dispatchEvent(new Event('change')); })"
+        "(document.getElementById('budget'))"
+    )
+    assert tab.evaluate("document.querySelectorAll('.scores tbody tr:not([hidden])').length") == 9
+
+
+def test_names_of_the_base_do_not_become_elements(tab, tmp_path: Path) -> None:
+    hostile = "</script><img src=x onerror=console.error('hit')>"
+    record = study(arms=pocket_arms()[:2], about=hostile, base=hostile)
+    draw_all(tab, write_report(record, tmp_path), 1280)
+    assert tab.problems == []
+    assert tab.evaluate("document.images.length") == 0

@@ -40,7 +40,8 @@ def frontier(
 
     ``on_frontier``: no other point, and not the untrained base at (0, 0), learned at least as much
     and forgot at most as much, with one of the two strictly. ``probability``: the share of paired
-    bootstrap resamples of the items in which that holds. Empty when nothing can be compared.
+    bootstrap resamples of the items in which that holds, NaN where one item or group cannot be
+    resampled. Empty when nothing can be compared.
     """
     import pandas as pd
 
@@ -50,6 +51,8 @@ def frontier(
     values = points.values
     on_frontier = not_dominated(values[None, :, 0], values[None, :, 1])[0]
     probability = not_dominated(points.learning_draws, points.forgetting_draws).mean(axis=0)
+    if points.resampled < 2:
+        probability = np.full(len(points.points), np.nan)
     rows = [
         (
             *point,

@@ -101,7 +101,7 @@ def matched(
                     f"{CANNOT}: its learning spans {x[0].min():.4g} to {x[0].max():.4g}"
                 )
             else:
-                low, high, reason = _interval(values[1:])
+                low, high, reason = _interval(values[1:], points)
             rows.append((group, level, None if np.isnan(value) else value, low, high, reason))
     columns = ["group", "learning", "forgetting", "low", "high", "reason"]
     frame = pd.DataFrame(rows, columns=columns)
@@ -138,7 +138,7 @@ def matched_difference(
         )
         return Matched(a, b, level, None, None, Estimate(None, None, None, None, count, reason))
     draws = draws_a[1:] - draws_b[1:]
-    low, high, missing_interval = _interval(draws)
+    low, high, missing_interval = _interval(draws, points)
     stderr = float(np.nanstd(draws, ddof=1)) if low is not None else None
     difference = Estimate(at_a - at_b, stderr, low, high, count, missing_interval)
     return Matched(a, b, level, at_a, at_b, difference)
@@ -231,7 +231,9 @@ def _groups(record: StudyRecord, points: Points) -> dict[str, tuple[Floats, Floa
     }
 
 
-def _interval(draws: Floats) -> tuple[float | None, float | None, str | None]:
+def _interval(draws: Floats, points: Points) -> tuple[float | None, float | None, str | None]:
+    if points.resampled < 2:
+        return None, None, "no interval: too few items to resample"
     defined = draws[~np.isnan(draws)]
     share = len(defined) / max(1, len(draws))
     if share < NEEDED:

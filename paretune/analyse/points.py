@@ -13,7 +13,6 @@ from paretune.analyse.results import read_items
 from paretune.analyse.statistics import (
     Estimate,
     Floats,
-    UnpairedError,
     align,
     bootstrap_scores,
     change_sign,
@@ -43,6 +42,7 @@ class Points:
     forgetting: list[Estimate] = field(default_factory=list)
     learning_draws: Floats = field(default_factory=lambda: np.zeros((0, 0)))
     forgetting_draws: Floats = field(default_factory=lambda: np.zeros((0, 0)))
+    resampled: int = 0  # fewest clusters of the two axes: below 2, draws say nothing
     left_out: dict[Point, str] = field(default_factory=dict)
     reason: str | None = None
 
@@ -98,11 +98,15 @@ def measured(
     if not result.points:
         result.reason = "no arm has scores on both metrics"
         return result
-    draws = []
+    draws, clusters = [], []
     for axis, metric in enumerate(metrics):
         frames = [base[axis], *(outcomes[point][axis] for point in result.points)]
-        draws.append(_change_draws(frames, _sign(record, metric), resamples, seed + axis))  # type: ignore[arg-type]
+        aligned = align(frames)  # type: ignore[arg-type]
+        clusters.append(int(aligned.clusters.max()) + 1)
+        scores = bootstrap_scores(aligned, resamples, seed + axis)
+        draws.append(_sign(record, metric) * (scores[:, 1:] - scores[:, :1]))
     result.learning_draws, result.forgetting_draws = draws
+    result.resampled = min(clusters)
     return result
 
 
@@ -119,12 +123,3 @@ def scored_points(record: StudyRecord, metrics: Sequence[str]) -> list[Point]:
 def _sign(record: StudyRecord, metric: str) -> float:
     row = record.scores[record.scores["metric"] == metric].iloc[0]
     return change_sign(str(row["side"]), bool(row["higher_is_better"]))
-
-
-def _change_draws(frames: list[pd.DataFrame], sign: float, resamples: int, seed: int) -> Floats:
-    """[resamples, P] draws of the change of frames 1.. from frame 0, the base."""
-    try:
-        scores = bootstrap_scores(align(frames), resamples, seed)
-    except UnpairedError as error:  # each pair was aligned before, so this cannot happen
-        raise AssertionError(str(error)) from error
-    return np.asarray(sign * (scores[:, 1:] - scores[:, :1]))

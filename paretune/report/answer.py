@@ -64,14 +64,17 @@ def _frontier(findings: Findings) -> str:
     kept = frame[frame["on_frontier"]]
     if kept.empty:
         return "No arm learned anything at any budget: the base itself is the best choice."
-    sure = int((kept["probability"] >= SURE).sum())
+    sure = ""
+    if frame["probability"].notna().all():
+        count = int((kept["probability"] >= SURE).sum())
+        sure = f", {count} of them in at least {SURE:.0%} of resamples"
     arms = list(dict.fromkeys(kept.sort_values("learning", ascending=False)["arm"]))
     names = [findings.names[arm] for arm in arms]
     shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if names[SHOWN:] else "")
     most = frame.sort_values("learning", kind="stable").iloc[-1]
     return (
-        f"{len(kept)} of {len(frame)} points (an arm at a budget) are on the frontier, {sure} of "
-        f"them in at least {SURE:.0%} of resamples; from most learning to least: {shown}. "
+        f"{len(kept)} of {len(frame)} points (an arm at a budget) are on the frontier{sure}; "
+        f"from most learning to least: {shown}. "
         f"{findings.names[most['arm']]} at {tokens(int(most['tokens']))} tokens learned most, "
         f"{number(most['learning'], 3)} {findings.unit(findings.learning)}, and forgot "
         f"{number(most['forgetting'], 3)} {findings.unit(findings.main)}."

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from paretune.analyse.record import BASE
-from paretune.report.findings import Findings
-from paretune.report.style import (
-    DASHES,
-    OTHER,
-    SHAPES,
-    group_colour,
-    groups_in_order,
-    interval,
-    number,
-    tokens,
+from paretune.report.chart_parts import (
+    TOKENS_LABEL,
+    arm_columns,
+    chart_over,
+    faded,
+    layered,
+    tips,
+    token_axis,
+    with_interval,
 )
+from paretune.report.findings import Findings
+from paretune.report.style import OTHER, number, tokens
 
 if TYPE_CHECKING:
     import altair as alt
     import pandas as pd
 
-WIDTH, HEIGHT = 620, 380
 LOSS_BINS = 80  # points of a loss curve: more would not show at this width
-CHOSEN = "length(selected) == 0 || indexof(selected, datum.arm) >= 0"
-TOKENS_LABEL = "replace(format(datum.value, '.3~s'), 'G', 'B')"
 
 
 def figures(findings: Findings) -> dict[str, alt.LayerChart]:
@@ -46,6 +42,14 @@ def figures(findings: Findings) -> dict[str, alt.LayerChart]:
     return {name: chart for name, chart in charts.items() if chart is not None}
 
 
+def specifications(charts: dict[str, alt.LayerChart]) -> dict[str, dict[str, Any]]:
+    """The charts' Vega-Lite specifications, their data inside, however many rows those are."""
+    import altair as alt
+
+    with alt.data_transformers.enable("default", max_rows=None):
+        return {name: chart.to_dict(validate=False) for name, chart in charts.items()}
+
+
 def frontier_name(findings: Findings, metric: str) -> str:
     """File name of the frontier drawn with one forgetting metric; the main one is ``frontier``."""
     return "frontier" if metric == findings.main else f"frontier-{_file(metric)}"
@@ -59,40 +63,41 @@ def frontier(findings: Findings, metric: str) -> alt.LayerChart | None:
     table = findings.frontiers.get(metric)
     if table is None or table.empty:
         return None
-    rows = table.merge(_arm_columns(findings), on="arm")
+    rows = table.merge(arm_columns(findings), on="arm")
     rows["budget"] = [tokens(int(count)) for count in rows["tokens"]]
-    rows["learned"] = _with_interval(rows, "learning", "learning_low", "learning_high")
-    rows["forgot"] = _with_interval(rows, "forgetting", "forgetting_low", "forgetting_high")
+    rows["learned"] = with_interval(rows, "learning", "learning_low", "learning_high")
+    rows["forgot"] = with_interval(rows, "forgetting", "forgetting_low", "forgetting_high")
     rows["frontier"] = [
-        f"{'yes' if on else 'no'}, in {share:.0%} of resamples"
+        ("yes" if on else "no") + ("" if math.isnan(share) else f", in {share:.0%} of resamples")
         for on, share in zip(rows["on_frontier"], rows["probability"], strict=True)
     ]
     rows["n"] = [
         f"{a:.0f} and {b:.0f} items"
         for a, b in zip(rows["n_learning"], rows["n_forgetting"], strict=True)
     ]
-    start = _arm_columns(findings)
+    start = arm_columns(findings)
     start = start[start["arm"].isin(set(rows["arm"]))].assign(tokens=0, learning=0, forgetting=0)
     paths = pd.concat([start, rows[start.columns]], ignore_index=True)
     edge = rows[rows["on_frontier"]][["learning", "forgetting"]]
     edge = pd.concat([pd.DataFrame({"learning": [0.0], "forgetting": [0.0]}), edge])
     across = f"learned: {findings.learning} ({findings.unit(findings.learning)})"
     room = alt.Scale(padding=24, nice=False, zero=True)
-    x = alt.X("learning:Q", title=across, scale=room)
+    ticks = alt.Axis(tickCount=8)
+    x = alt.X("learning:Q", title=across, scale=room, axis=ticks)
     up = f"forgot: {metric} ({findings.unit(metric)})"
     y = alt.Y("forgetting:Q", title=up, scale=room)
-    chart, encode = _chart(findings, rows)
-    tips = _tips(arm="name", budget="budget", learned="learned", forgot="forgot")
-    tips += _tips(**{"on the frontier": "frontier", "scored on": "n"})
+    chart, encode = chart_over(findings, rows)
+    shown = tips(arm="name", budget="budget", learned="learned", forgot="forgot")
+    shown += tips(**{"on the frontier": "frontier", "scored on": "n"})
     shape, opacity = encode["shape"], encode["opacity"]
-    base = alt.Chart(alt.InlineData(values=[{"learning": 0, "forgetting": 0, "text": "base"}]))
-    return _layer(
+    base = alt.Chart(pd.DataFrame({"learning": [0], "forgetting": [0], "text": ["base"]}))
+    return layered(
         f"Learning against forgetting: {metric}",
         "down and right is better; ringed and dashed: the frontier; bars: 95% intervals",
-        alt.Chart(_data(edge))
+        alt.Chart(edge)
         .mark_line(color=OTHER, strokeDash=[3, 3], strokeWidth=1.5)
         .encode(x=x, y=y, order="learning:Q"),
-        alt.Chart(_data(paths))
+        alt.Chart(paths)
         .mark_line(strokeWidth=1.5)
         .encode(
             x=x,
@@ -100,10 +105,10 @@ def frontier(findings: Findings, metric: str) -> alt.LayerChart | None:
             order="tokens:Q",
             detail="arm:N",
             color=encode["color"],
-            opacity=_opacity(0.55),
+            opacity=faded(0.55),
         ),
         chart.mark_rule(strokeWidth=1.2).encode(
-            x=alt.X("learning_low:Q", title=across, scale=room),
+            x=alt.X("learning_low:Q", title=across, scale=room, axis=ticks),
             x2="learning_high:Q",
             y=y,
             color=encode["color"],
@@ -120,7 +125,7 @@ def frontier(findings: Findings, metric: str) -> alt.LayerChart | None:
         .mark_point(size=200, strokeWidth=1.3, color=OTHER, filled=False)
         .encode(x=x, y=y, opacity=opacity),
         chart.mark_point(size=75, filled=True).encode(
-            x=x, y=y, color=encode["color"], shape=shape, opacity=opacity, tooltip=tips
+            x=x, y=y, color=encode["color"], shape=shape, opacity=opacity, tooltip=shown
         ),
         base.mark_point(shape="cross", size=90, filled=True, color=OTHER).encode(x=x, y=y),
         base.mark_text(align="center", dy=16, fontSize=12, color=OTHER).encode(
@@ -137,12 +142,12 @@ def over_tokens(findings: Findings, metric: str) -> alt.LayerChart | None:
     if rows is None:
         return None
     noun, word = _words(rows)
-    scale, axis = _token_axis(sorted({int(count) for count in rows["tokens"]}))
+    scale, axis = token_axis(sorted({int(count) for count in rows["tokens"]}))
     x = alt.X("tokens:Q", title="training tokens", scale=scale, axis=axis)
     up = f"{word}: {metric} ({findings.unit(metric)})"
-    return _layer(
+    return layered(
         f"{noun} against tokens: {metric}",
-        "change from the base, paired item by item; bars: 95% intervals",
+        "paired change from the base; bars: 95% intervals",
         *_lines_and_points(findings, rows, x, up, "arm:N"),
     )
 
@@ -163,9 +168,9 @@ def over_rates(findings: Findings, metric: str) -> alt.LayerChart | None:
     scale = alt.Scale(type="log", domain=padded, nice=False)
     x = alt.X("learning_rate:Q", title="learning rate", scale=scale, axis=axis)
     up = f"{word}: {metric} ({findings.unit(metric)})"
-    return _layer(
+    return layered(
         f"{noun} against learning rate: {metric}",
-        f"at {tokens(last)} tokens; lines join the mean over seeds; bars: 95% intervals",
+        f"at {tokens(last)} tokens; lines: mean over seeds; bars: 95% intervals",
         *_lines_and_points(findings, rows, x, up, "series:N"),
     )
 
@@ -182,14 +187,16 @@ def loss(findings: Findings) -> alt.LayerChart | None:
             parts.append(curve.assign(arm=arm))
     if not parts:
         return None
-    rows = pd.concat(parts, ignore_index=True).merge(_arm_columns(findings), on="arm")
+    rows = pd.concat(parts, ignore_index=True).merge(arm_columns(findings), on="arm")
     rows["at"] = [f"{tokens(int(count))} tokens" for count in rows["tokens"]]
     rows["shown"] = [number(value) for value in rows["loss"]]
-    chart, encode = _chart(findings, rows)
-    x = alt.X("tokens:Q", title="training tokens", axis=alt.Axis(labelExpr=TOKENS_LABEL))
+    chart, encode = chart_over(findings, rows)
+    x = alt.X(
+        "tokens:Q", title="training tokens", axis=alt.Axis(labelExpr=TOKENS_LABEL, tickCount=8)
+    )
     y = alt.Y("loss:Q", title="training loss (nats/token)", scale=alt.Scale(zero=False))
-    tips = _tips(arm="name", loss="shown", at="at")
-    return _layer(
+    shown = tips(arm="name", loss="shown", at="at")
+    return layered(
         "Training loss",
         f"mean over steps in at most {LOSS_BINS} bins",
         chart.mark_line(strokeWidth=1.4, clip=True).encode(
@@ -199,7 +206,7 @@ def loss(findings: Findings) -> alt.LayerChart | None:
             strokeDash=encode["dash"],
             detail=["arm:N", "leg:N"],
             opacity=encode["opacity"],
-            tooltip=tips,
+            tooltip=shown,
         ),
     )
 
@@ -211,15 +218,15 @@ def _lines_and_points(
 
     rows = rows.copy()
     y = alt.Y("change:Q", title=up)
-    rows["shown"] = _with_interval(rows, "change", "change_low", "change_high")
+    rows["shown"] = with_interval(rows, "change", "change_low", "change_high")
     rows["budget"] = [tokens(int(count)) for count in rows["tokens"]]
     rows["score"] = [number(value) for value in rows["value"]]
-    chart, encode = _chart(findings, rows)
-    tips = _tips(arm="name", budget="budget", change="shown", score="score", items="n")
+    chart, encode = chart_over(findings, rows)
+    shown = tips(arm="name", budget="budget", change="shown", score="score", items="n")
     bars = rows.dropna(subset=["change_low"])
     mean = alt.Y("mean(change):Q", title=up) if detail == "series:N" else y
     dash = {} if detail == "series:N" else {"strokeDash": encode["dash"]}
-    opacity = alt.value(0.55) if detail == "series:N" else _opacity(0.8)
+    opacity = alt.value(0.55) if detail == "series:N" else faded(0.8)
     layers = [
         chart.mark_line(strokeWidth=1.6).encode(
             x=x, y=mean, color=encode["color"], detail=detail, opacity=opacity, **dash
@@ -227,7 +234,7 @@ def _lines_and_points(
     ]
     if len(bars):
         layers.append(
-            alt.Chart(_data(bars))
+            alt.Chart(bars)
             .mark_rule(strokeWidth=1.2)
             .encode(
                 x=x,
@@ -244,109 +251,10 @@ def _lines_and_points(
             color=encode["color"],
             shape=encode["shape"],
             opacity=encode["opacity"],
-            tooltip=tips,
+            tooltip=shown,
         )
     )
     return layers
-
-
-def _chart(findings: Findings, rows: pd.DataFrame) -> tuple[alt.Chart, dict[str, Any]]:
-    """A chart over ``rows`` and the encodings that all figures share."""
-    import altair as alt
-
-    groups = groups_in_order(set(findings.groups.values()))
-    rates = rate_names(findings)
-    colours = [group_colour(group) for group in groups]
-    shapes = [SHAPES[i % len(SHAPES)] for i in range(len(rates))]
-    dashes = [DASHES[i % len(DASHES)] for i in range(len(rates))]
-    encode = {
-        "color": alt.Color(
-            "group:N", title="method", scale=alt.Scale(domain=groups, range=colours)
-        ),
-        "shape": alt.Shape(
-            "rate:N", title="learning rate", scale=alt.Scale(domain=rates, range=shapes)
-        ),
-        "dash": alt.StrokeDash(
-            "rate:N", title="learning rate", scale=alt.Scale(domain=rates, range=dashes)
-        ),
-        "opacity": _opacity(1.0),
-    }
-    return alt.Chart(_data(rows)), encode
-
-
-def rate_names(findings: Findings) -> list[str]:
-    """The study's learning rates as legends show them, ascending."""
-    return [
-        f"{rate:g}" for rate in sorted({a.learning_rate for a in findings.record.arms.values()})
-    ]
-
-
-def _layer(title: str, subtitle: str, *layers: alt.Chart) -> alt.LayerChart:
-    """Layers as one figure with the selection of arms: click a point, shift-click for more."""
-    import altair as alt
-
-    pick = alt.selection_point(name="pick", fields=["arm"])
-    selected = alt.param(name="selected", expr="pick.arm || []")
-    index = max(i for i, layer in enumerate(layers) if _has_tips(layer))
-    parts = [layer.add_params(pick) if i == index else layer for i, layer in enumerate(layers)]
-    return (
-        alt.layer(*parts)
-        .add_params(selected)
-        .properties(
-            width=WIDTH,
-            height=HEIGHT,
-            title=alt.TitleParams(title, subtitle=subtitle, anchor="start", offset=12),
-        )
-        .configure_view(stroke=None)
-        .configure_axis(
-            gridOpacity=0.5, labelFontSize=12, titleFontSize=12, titleFontWeight=500, titlePadding=8
-        )
-        .configure_legend(labelFontSize=12, titleFontSize=12, symbolSize=80, symbolOpacity=1)
-        .configure_title(fontSize=15, subtitleFontSize=12, subtitleColor="#666")
-    )
-
-
-def _has_tips(layer: alt.Chart) -> bool:
-    import altair as alt
-
-    return layer.encoding.tooltip is not alt.Undefined
-
-
-def _opacity(full: float) -> Any:
-    import altair as alt
-
-    return alt.condition(CHOSEN, alt.value(full), alt.value(0.08))
-
-
-def _tips(**fields: str) -> list[Any]:
-    import altair as alt
-
-    return [alt.Tooltip(f"{name}:N", title=title) for title, name in fields.items()]
-
-
-def _data(frame: pd.DataFrame) -> alt.InlineData:
-    """Rows inside the specification; NaN becomes null, since JSON has no NaN."""
-    import altair as alt
-
-    return alt.InlineData(values=json.loads(frame.to_json(orient="records", double_precision=12)))
-
-
-def _arm_columns(findings: Findings) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.DataFrame(
-        [
-            (
-                arm,
-                findings.names[arm],
-                findings.groups[arm],
-                f"{config.learning_rate:g}",
-                config.model_copy(update={"seed": 0, "learning_rate": 1.0}).id,
-            )
-            for arm, config in findings.record.arms.items()
-        ],
-        columns=["arm", "name", "group", "rate", "series"],
-    )
 
 
 def _changes(findings: Findings, metric: str) -> pd.DataFrame | None:
@@ -357,7 +265,7 @@ def _changes(findings: Findings, metric: str) -> pd.DataFrame | None:
         return None
     columns = ["arm", "tokens", "learning_rate", "side", "value", "change", "change_low",
                "change_high", "n"]  # fmt: skip
-    return rows[columns].merge(_arm_columns(findings), on="arm")
+    return rows[columns].merge(arm_columns(findings), on="arm")
 
 
 def _curve(findings: Findings, arm: str) -> pd.DataFrame | None:
@@ -379,26 +287,6 @@ def _curve(findings: Findings, arm: str) -> pd.DataFrame | None:
     )
     means = frame.astype({"loss": float}).groupby(["leg", "bin"], sort=False, as_index=False)
     return means.agg({"tokens": "mean", "loss": "mean"}).drop(columns="bin")
-
-
-def _with_interval(rows: pd.DataFrame, value: str, low: str, high: str) -> list[str]:
-    shown: Callable[[Any], str] = lambda row: (  # noqa: E731
-        f"{number(row[0])} ({interval(row[1], row[2])})"
-    )
-    return [shown(row) for row in rows[[value, low, high]].to_numpy(dtype=float).tolist()]
-
-
-def _token_axis(counts: list[int]) -> tuple[Any, Any]:
-    import altair as alt
-
-    spread = counts[-1] / counts[0]
-    axis = alt.Axis(values=counts, labelExpr=TOKENS_LABEL, labelOverlap=True)
-    if spread < 4:
-        margin = 0.06 * (counts[-1] - counts[0]) or 0.2 * counts[0]
-        domain = [counts[0] - margin, counts[-1] + margin]
-        return alt.Scale(domain=domain, nice=False, zero=False), axis
-    domain = [counts[0] / spread**0.06, counts[-1] * spread**0.06]
-    return alt.Scale(type="log", domain=domain, nice=False), axis
 
 
 def _words(rows: pd.DataFrame) -> tuple[str, str]:

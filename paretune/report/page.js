@@ -4,20 +4,22 @@
   const views = new Map();
   let chosen = [];
 
-  // The page shows title and legend itself, and charts take the width of their column.
+  // The page shows title and legend itself, charts take the width of their column, and the page
+  // keeps the choice of arms, so that it is one and the same in every chart.
   const onPage = (name, element) => {
     const spec = structuredClone(specs[name]);
     delete spec.title;
     spec.width = "container";
     spec.height = element.clientHeight - 8;
+    spec.params = [{ name: "selected", value: chosen }];
     spec.background = null;
-    spec.padding = { left: 0, top: 5, right: 14, bottom: 0 };
+    spec.padding = { left: 5, top: 5, right: 14, bottom: 4 };
     spec.autosize = { type: "fit", contains: "padding" };
     spec.config = { ...spec.config, legend: { disable: true }, font: getComputedStyle(document.body).fontFamily };
     return spec;
   };
 
-  const choose = (arms, from) => {
+  const choose = (arms) => {
     chosen = arms;
     document.body.classList.toggle("chosen", arms.length > 0);
     document.querySelectorAll(".chip").forEach((chip) =>
@@ -26,7 +28,13 @@
       row.classList.toggle("is-chosen", arms.includes(row.dataset.arm)));
     const clear = document.getElementById("clear");
     if (clear) clear.hidden = arms.length === 0;
-    for (const view of views.values()) if (view !== from) view.signal("selected", arms).runAsync();
+    for (const view of views.values()) view.signal("selected", arms).runAsync();
+  };
+
+  const toggle = (arm, several) => {
+    const others = chosen.filter((other) => other !== arm);
+    if (several) choose(chosen.includes(arm) ? others : [...chosen, arm]);
+    else choose(chosen.includes(arm) && !others.length ? [] : [arm]);
   };
 
   const draw = async (element) => {
@@ -35,10 +43,11 @@
     views.set(name, { signal: () => ({ runAsync: () => {} }) });
     const { view } = await vegaEmbed(element, onPage(name, element), { actions: false, renderer: "svg" });
     views.set(name, view);
-    view.addSignalListener("selected", (_, arms) => {
-      if (JSON.stringify(arms) !== JSON.stringify(chosen)) choose([...arms], view);
+    view.signal("selected", chosen).runAsync();
+    view.addEventListener("click", (event, item) => {
+      const arm = item?.datum?.arm;
+      if (arm) toggle(arm, event.shiftKey); else if (chosen.length) choose([]);
     });
-    if (chosen.length) view.signal("selected", chosen).runAsync();
     element.dataset.drawn = "yes";
   };
 
@@ -52,10 +61,7 @@
       if (element.clientWidth) draw(element);
     }));
 
-  document.querySelectorAll(".chip").forEach((chip) => chip.addEventListener("click", () => {
-    const arm = chip.dataset.arm;
-    choose(chosen.includes(arm) ? chosen.filter((other) => other !== arm) : [...chosen, arm]);
-  }));
+  document.querySelectorAll(".chip").forEach((chip) => chip.addEventListener("click", () => toggle(chip.dataset.arm, true)));
   document.getElementById("clear")?.addEventListener("click", () => choose([]));
 
   document.getElementById("metric")?.addEventListener("change", (event) =>

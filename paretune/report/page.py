@@ -88,7 +88,8 @@ def vega_bundle() -> str:
             "window.vegaEmbed=vegaEmbed; window.vega=vega; window.vegaLite=vegaLite;"
         )
     )
-    return script.replace("</script", "<\\/script")
+    # In a function of its own, so that its hundreds of short names do not become globals
+    return "(()=>{" + script.replace("</script", "<\\/script") + "\n})();"
 
 
 def _frontier_names(findings: Findings) -> dict[str, str]:

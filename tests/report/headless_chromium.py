@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -42,10 +43,10 @@ class Page:
         self._in, answer_out = os.pipe()
 
         def pipes() -> None:
-            os.dup2(command_in, 13)
-            os.dup2(answer_out, 14)
-            os.dup2(13, 3)
-            os.dup2(14, 4)
+            # Out of the way first: either may itself be 3 or 4, where Chromium looks for them
+            read, write = (fcntl.fcntl(fd, fcntl.F_DUPFD, 64) for fd in (command_in, answer_out))
+            os.dup2(read, 3)
+            os.dup2(write, 4)
 
         self._process = subprocess.Popen(
             [str(binary()), *FLAGS, f"--user-data-dir={profile}", "about:blank"],

@@ -17,6 +17,28 @@ METRICS = {
     "prose/cloze": ("source", "accuracy", True),
 }
 
+PROVENANCE = {
+    "versions": {"python": "3.11.7", "torch": "2.13.0"},
+    "device": "two CPU cores",
+    "seconds": {"train": 100.4, "score": 20.0},
+    "runs": 1,
+    "command": "paretune run made-up.yaml",
+    "started": "2026-11-24T01:00:00+00:00",
+    "finished": "2026-11-24T01:02:00+00:00",
+    "data": {
+        "target": {
+            "source": {"from": "python-packages", "packages": "stdlib"},
+            "rows_read": 1234,
+            "tokens": 200_000,
+            "bytes_read": 812_345,
+            "bad_rows": {"not UTF-8": 2},
+            "sha256": "ab" * 32,
+        },
+        "heldout": {"source": "target.data", "kept": 31, "kept_bytes": 5000},
+        "texts": {"prose": {"source": {"from": "pocket-prose"}, "kept": 24}},
+    },
+}
+
 
 def config(**changes) -> StudyConfig:
     settings = {
@@ -71,7 +93,8 @@ def record_of(
     **changes,
 ) -> StudyRecord:
     by_id = {arm.id: arm for arm in arms}
-    done = {"state": "done", "step": 100, "reason": None, "seconds": 12.5, "tokens": budgets[-1]}
+    last = max(budgets, default=0)
+    done = {"state": "done", "step": 100, "reason": None, "seconds": 12.5, "tokens": last}
     empty = pd.DataFrame({n: [] for n in ("step", "tokens", "loss", "grad_norm", "learning_rate")})
 
     def read(arm: str, tokens: int, metric: str) -> pd.DataFrame:

@@ -10,38 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pytest
 from synthetic_study import METRICS, config, items_frame, pocket_arms, record_of, study
 
 from paretune.report.answer import answer
-from paretune.report.figures import figures
+from paretune.report.figures import figures, specifications
 from paretune.report.findings import Findings
 from paretune.report.page import embedded_json, page
 from paretune.report.style import group_colour, interval, number, seconds, tokens
 from paretune.report.write import write_report
 from paretune.study.arms import ArmConfig
-
-PROVENANCE = {
-    "versions": {"python": "3.11.7", "torch": "2.13.0"},
-    "device": "two CPU cores",
-    "seconds": {"train": 100.4, "score": 20.0},
-    "runs": 1,
-    "command": "paretune run made-up.yaml",
-    "started": "2026-11-24T01:00:00+00:00",
-    "finished": "2026-11-24T01:02:00+00:00",
-    "data": {
-        "target": {
-            "source": {"from": "python-packages", "packages": "stdlib"},
-            "rows_read": 1234,
-            "tokens": 200_000,
-            "bytes_read": 812_345,
-            "bad_rows": {"not UTF-8": 2},
-            "sha256": "ab" * 32,
-        },
-        "heldout": {"source": "target.data", "kept": 31, "kept_bytes": 5000},
-        "texts": {"prose": {"source": {"from": "pocket-prose"}, "kept": 24}},
-    },
-}
 
 
 class Reader(HTMLParser):
@@ -72,46 +49,38 @@ class Reader(HTMLParser):
         return re.sub(r"\s+", " ", " ".join(self.texts))
 
 
-@pytest.fixture(scope="module")
-def pocket(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pocket")
-    write_report(study(provenance=PROVENANCE), folder)
-    return folder
-
-
 def words_of(record) -> str:
     findings = Findings.of(record)
-    specifications = {name: chart.to_dict() for name, chart in figures(findings).items()}
-    return Reader(page(findings, specifications)).text
+    return Reader(page(findings, specifications(figures(findings)))).text
 
 
-def test_every_file_is_there_and_is_what_its_name_says(pocket: Path) -> None:
-    table = pd.read_parquet(pocket / "results.parquet")
-    again = pd.read_csv(pocket / "results.csv", float_precision="round_trip")
+def test_every_file_is_there_and_is_what_its_name_says(pocket_report: Path) -> None:
+    table = pd.read_parquet(pocket_report / "results.parquet")
+    again = pd.read_csv(pocket_report / "results.csv", float_precision="round_trip")
     assert len(table) == len(again) == 125
     assert np.array_equal(table["change"].to_numpy(), again["change"].to_numpy(), equal_nan=True)
-    names = {path.stem for path in (pocket / "figures").glob("*.svg")}
+    names = {path.stem for path in (pocket_report / "figures").glob("*.svg")}
     assert {"frontier", "learning", "forgetting", "rate-learning", "loss"} <= names
-    assert names == {path.stem for path in (pocket / "figures").glob("*.png")}
+    assert names == {path.stem for path in (pocket_report / "figures").glob("*.png")}
     for name in names:
-        assert (pocket / "figures" / f"{name}.svg").read_text().startswith("<svg")
-        png = (pocket / "figures" / f"{name}.png").read_bytes()
+        assert (pocket_report / "figures" / f"{name}.svg").read_text().startswith("<svg")
+        png = (pocket_report / "figures" / f"{name}.png").read_bytes()
         width, height = struct.unpack(">II", png[16:24])
         assert width > 1000
         assert height > 600
-    assert not list(pocket.rglob("*.tmp"))
-    assert (pocket / "report.html").stat().st_size < 8_000_000
+    assert not list(pocket_report.rglob("*.tmp"))
+    assert (pocket_report / "report.html").stat().st_size < 8_000_000
 
 
-def test_results_are_the_same_to_the_byte_each_time(pocket: Path, tmp_path: Path) -> None:
+def test_results_are_the_same_to_the_byte_each_time(pocket_report: Path, tmp_path: Path) -> None:
     findings = Findings.of(study(provenance={"started": "another time"}))
     from paretune.analyse.results import to_csv
 
-    assert to_csv(findings.results) == (pocket / "results.csv").read_text()
+    assert to_csv(findings.results) == (pocket_report / "results.csv").read_text()
 
 
-def test_the_page_loads_nothing(pocket: Path) -> None:
-    text = (pocket / "report.html").read_text()
+def test_the_page_loads_nothing(pocket_report: Path) -> None:
+    text = (pocket_report / "report.html").read_text()
     reader = Reader(text)
     assert reader.addresses == ["data:,"]
     assert not {"link rel=stylesheet", "img", "iframe", "object", "embed"} & set(reader.tags)
@@ -119,8 +88,8 @@ def test_the_page_loads_nothing(pocket: Path) -> None:
     assert not re.search(r"@import|url\(\s*['\"]?(?!data:)", re.sub(r"(?s)<script.*", "", text))
 
 
-def test_the_page_says_what_was_found_and_what_was_run(pocket: Path) -> None:
-    text = Reader((pocket / "report.html").read_text()).text
+def test_the_page_says_what_was_found_and_what_was_run(pocket_report: Path) -> None:
+    text = Reader((pocket_report / "report.html").read_text()).text
     assert re.search(
         r"full finetuning forgot less than LoRA: 0\.\d+ against 0\.\d+ nats/token", text
     )
@@ -137,15 +106,15 @@ def test_the_page_says_what_was_found_and_what_was_run(pocket: Path) -> None:
         assert metric in text
 
 
-def test_the_frontier_chart_holds_all_arms(pocket: Path) -> None:
-    text = (pocket / "report.html").read_text()
+def test_the_frontier_chart_holds_all_arms(pocket_report: Path) -> None:
+    text = (pocket_report / "report.html").read_text()
     payload = re.search(r'id="figures">(.*?)</script>', text, re.DOTALL).group(1)
     shown = json.loads(payload)["frontier"]
-    rows = [row for layer in shown["layer"] for row in layer.get("data", {}).get("values", [])]
+    rows = [row for values in shown["datasets"].values() for row in values]
     assert {row["arm"] for row in rows if "arm" in row} == {arm.id for arm in pocket_arms()}
 
 
-def test_the_study_file_on_the_page_gives_the_study_again(pocket: Path) -> None:
+def test_the_study_file_on_the_page_gives_the_study_again(pocket_report: Path) -> None:
     import yaml
 
     from paretune.report.page import _study_yaml
@@ -156,6 +125,8 @@ def test_the_study_file_on_the_page_gives_the_study_again(pocket: Path) -> None:
     assert again == config()
 
 
+TWO = ("target/bits_per_byte", "self_probe/kl")  # enough metrics for a frontier
+
 HOSTILE = "</script><script>alert('x')</script><b>&amp;"
 
 
@@ -165,6 +136,7 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
     record = study(
         arms=arms,
         budgets=(50_000,),
+        metrics=TWO,
         about=HOSTILE,
         base=HOSTILE,
         provenance={"device": HOSTILE, "data": {"target": {"source": HOSTILE, "rows": 1}}},
@@ -215,18 +187,21 @@ def test_nothing_at_all(tmp_path: Path) -> None:
 
 
 def test_one_arm() -> None:
-    text = words_of(study(arms=pocket_arms()[:1]))
+    text = words_of(study(arms=pocket_arms()[:1], metrics=TWO))
     assert "Only full finetuning has scores, so no methods are compared." in text
 
 
 def test_one_arm_at_one_budget() -> None:
-    assert "1 of 1 points" in words_of(study(arms=pocket_arms()[:1], budgets=(50_000,)))
+    assert "1 of 1 points" in words_of(
+        study(arms=pocket_arms()[:1], budgets=(50_000,), metrics=TWO)
+    )
 
 
 def test_one_item() -> None:
-    record = study(n=1)
+    record = study(n=1, metrics=TWO)
     text = words_of(record)
-    assert "one item has no standard error" in text
+    assert "too few items to resample" in text
+    assert not re.search(r"\(−?\d[\d.]* to ", text)  # no interval anywhere
     assert "nan" not in text.lower().replace("nano", "")
 
 
@@ -238,7 +213,7 @@ def test_a_missing_metric() -> None:
 
 
 def test_an_arm_without_one_metric() -> None:
-    record = study()
+    record = study(metrics=TWO)
     arm = pocket_arms()[0].id
     gone = (record.scores["arm"] == arm) & (record.scores["metric"] == "self_probe/kl")
     record.scores = record.scores[~gone]
@@ -247,7 +222,7 @@ def test_an_arm_without_one_metric() -> None:
 
 
 def test_scores_that_are_not_numbers() -> None:
-    record = study()
+    record = study(metrics=TWO)
     whole = record.items
     arm = pocket_arms()[0].id
 
@@ -264,7 +239,7 @@ def test_scores_that_are_not_numbers() -> None:
 
 def test_methods_out_of_reach_are_not_compared() -> None:
     arms = [ArmConfig(method="full", learning_rate=5e-2), pocket_arms()[2]]
-    text = words_of(study(arms=arms))
+    text = words_of(study(arms=arms, metrics=TWO))
     assert "cannot be compared at equal learning: lora r4 reached" in text
 
 

@@ -23,6 +23,13 @@ file is reported together, from top to bottom. Tests walk the tables of this pag
 Each case changes this file; what is shown is the lines that differ.
 
 """
+LATE = """
+## What only the base and the data reveal
+
+`paretune plan` finds these too, one at a time, since each check needs the one before it. A message
+that ends in `...` goes on with numbers of the data at hand.
+
+"""
 ROWS = """
 ## Rows of data
 
@@ -63,6 +70,19 @@ def study_files() -> str:
     return "".join(parts)
 
 
+def late() -> str:
+    """Mistakes that need the base or the data, with their messages."""
+    tests = load(ROOT / "tests" / "runner" / "test_late_mistakes.py")
+    parts = [f"```yaml\n{tests.GOOD}```\n"]
+    for name, _, new, message in tests.LATE:
+        shown = f"study.yaml, {message}" + ("..." if message.endswith(" ") else "")
+        parts.append(
+            f"\n### {name[:1].upper()}{name[1:]}\n\n"
+            f"```yaml\n{new.strip()}\n```\n\n```text\n{shown}\n```\n"
+        )
+    return LATE + "".join(parts)
+
+
 def change(good: str, text: str) -> str:
     """The lines of a file that are not as in the good one, or those that it lacks."""
     if not text:
@@ -98,7 +118,7 @@ def table(rows: list[tuple[str, str, str]]) -> str:
 
 def page() -> str:
     """The whole page."""
-    return HEAD + study_files() + data()
+    return HEAD + study_files() + late() + data()
 
 
 if __name__ == "__main__":

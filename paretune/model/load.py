@@ -30,10 +30,10 @@ def load_tokenizer(base: Base) -> Any:
     """
     tokenizer = _load(AutoTokenizer, base)
     if tokenizer.eos_token_id is None:
-        raise UserError(f"base {base.name}: its tokenizer has no end-of-text token (eos_token)")
+        raise UserError(f"base: the tokenizer of {base.name} has no end-of-text token (eos_token)")
     if not tokenizer.is_fast:
         raise UserError(
-            f"base {base.name}: its tokenizer is a slow one; paretune needs a fast one (offsets)"
+            f"base: the tokenizer of {base.name} is a slow one; give a base with a fast one"
         )
     return tokenizer
 
@@ -65,7 +65,7 @@ def load_model(
     if attention_dropout:
         if not hasattr(load_config(base), "attention_dropout"):
             raise UserError(
-                f"base {base.name}: its configuration has no attention_dropout; remove that setting"
+                f"arms: the configuration of {base.name} has no attention_dropout; remove that setting"
             )
         settings["attention_dropout"] = attention_dropout
     model: torch.nn.Module = _load(
@@ -88,7 +88,7 @@ def _load(loader: Any, base: Base, **settings: Any) -> Any:
         lines = str(error).strip().splitlines()
         reason = lines[0] if lines else type(error).__name__
         raise UserError(
-            f"base {base.name}: cannot be loaded ({reason}); "
+            f"base: {base.name} cannot be loaded ({reason}); "
             "give a folder with a Hugging Face causal LM in safetensors format, a name on the hub, "
             "or pocket"
         ) from error

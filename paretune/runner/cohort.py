@@ -135,11 +135,7 @@ class CohortRun:
                 arm, items = self.arms[position], results[position - group.start]
                 self._checkpoint(position, tokens)
                 self.ledger.write_scores(arm.id, tokens, items)
-                shown = "  ".join(
-                    f"{row['metric']} {row['value']:.4f}"
-                    for row in self.ledger.scores(arm.id)
-                    if row["tokens"] == tokens
-                )
+                shown = self.ledger.shown(arm.id, tokens, self.metrics)
                 self.progress.line(f"{arm.label}, {tokens:,} tokens: {shown}")
         self._spent("score", time.monotonic() - started)
 

@@ -155,6 +155,14 @@ class Ledger:
         latest = {(row["tokens"], row["metric"]): row for row in rows}
         return [latest[key] for key in sorted(latest)]
 
+    def shown(self, arm_id: str, tokens: int, metrics: list[str]) -> str:
+        """A budget's scores on one line, for people."""
+        values = {r["metric"]: r["value"] for r in self.scores(arm_id) if r["tokens"] == tokens}
+        return "  ".join(
+            f"{metric} {values[metric]:.4f}" if values.get(metric) is not None else f"{metric} -"
+            for metric in metrics
+        )
+
     def scored(self, arm_id: str, tokens: int, metrics: list[str]) -> bool:
         """Whether every metric of a budget is there."""
         have = {row["metric"] for row in self.scores(arm_id) if row["tokens"] == tokens}

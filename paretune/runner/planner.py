@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from paretune.data.prepare import Prepared, check_budgets, prepare
 from paretune.model.load import load_shape, load_tokenizer
@@ -13,7 +14,7 @@ from paretune.study.arms import ArmConfig
 from paretune.study.config import Study
 from paretune.study.plan import Machine, Plan, cohorts, make_plan
 from paretune.study.yamlfile import load_study
-from paretune.train.legs import legs
+from paretune.train.legs import leg_schedule, legs
 from paretune.train.schedule import Span
 
 
@@ -36,14 +37,17 @@ def plan(study: Study | Path | str, *, device: str | None = None) -> StudyPlan:
     Raises:
         UserError: any mistake in the file, the base, the arms, the data or the budgets.
     """
-    import tempfile
-
     if not isinstance(study, Study):
         study = load_study(Path(study))
+    with study.places.named():
+        return _plan(study, device)
+
+
+def _plan(study: Study, device: str | None) -> StudyPlan:
     config = study.config
-    trained = check_arms(config, study.arms)
+    trained = check_arms(study)
     notes: list[str] = []
-    with tempfile.TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder:
         prepared: Prepared = prepare(
             config, load_tokenizer(config.base), Path(folder) / "data", note=notes.append
         )
@@ -52,7 +56,11 @@ def plan(study: Study | Path | str, *, device: str | None = None) -> StudyPlan:
         del prepared
     batch, length = config.training.batch_size, config.training.block_length
     span = Span(tokens_per_step=batch * length, steps_per_epoch=max(1, count // batch))
-    runs = legs(steps, config.budgets.mode, study.arms[0].schedule, span)
+    mode = config.budgets.mode
+    for arm in study.arms:
+        for leg in legs(steps, mode, arm.schedule, span):
+            leg_schedule(leg, mode, arm.schedule, span, steps)
+    runs = legs(steps, mode, study.arms[0].schedule, span)
     machine = measure(choose(device))
     groups = cohorts(study.arms, trained, machine.memory)
     made = make_plan(

@@ -74,7 +74,7 @@ class _Run:
 
     def go(self, report: bool) -> None:
         # All that can be known now is checked before the folder exists
-        trained = check_arms(self.study.config, self.study.arms)
+        trained = check_arms(self.study)
         started = time.monotonic()
         with Ledger(self.folder).locked():
             ledger = Ledger.create(self.folder, self.study)
@@ -98,7 +98,7 @@ class _Run:
             return
         repeats = best_again(ledger, repeat, self.study.arms, work.tokens(work.budgets[-1]))
         ledger.register(repeats)
-        again = check_arms(self.study.config, tuple(repeats))
+        again = check_arms(self.study, repeats)
         self._form_cohorts(ledger, repeats, again)
         self._run_cohorts(ledger, work)
 
@@ -133,8 +133,7 @@ class _Run:
         if not ledger.scored(BASE, 0, self.study.config.metric_names()):
             (results,) = work.suite.score(view)
             ledger.write_scores(BASE, 0, results)
-        shown = "  ".join(f"{r['metric']} {r['value']:.4f}" for r in ledger.scores(BASE))
-        self.progress.line(f"base: {shown}")
+        self.progress.line(f"base: {ledger.shown(BASE, 0, self.study.config.metric_names())}")
         self.progress.advance()
 
     def _note(self, ledger: Ledger) -> None:

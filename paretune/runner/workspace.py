@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,10 +41,14 @@ class Workspace:
         Raises:
             UserError: any mistake in base, data, budgets or arms.
         """
+        with study.places.named():
+            return cls._build(study, ledger, note)
+
+    @classmethod
+    def _build(cls, study: Study, ledger: Ledger, note: Callable[[str], None]) -> Workspace:
         from paretune.evaluate.suite import Suite
 
         config = study.config
-        check_arms(config, study.arms)
         tokenizer = load_tokenizer(config.base)
         prepared = prepare(config, tokenizer, ledger.folder / "data", note=note)
         budgets = check_budgets(config, prepared.blocks)
@@ -74,22 +78,27 @@ class Workspace:
         return leg_schedule(leg, mode, arm.schedule, self.span, self.budgets)
 
 
-def check_arms(config: StudyConfig, arms: tuple[ArmConfig, ...]) -> dict[str, int]:
-    """Check every arm against the base's shape; returns trained parameters by arm id.
+def check_arms(study: Study, arms: Sequence[ArmConfig] | None = None) -> dict[str, int]:
+    """Check arms against the base's shape; returns trained parameters by arm id.
+
+    Args:
+        arms: all arms of the study by default.
 
     Raises:
         UserError: targets the base does not have, or a rank larger than a matrix.
     """
-    model = load_shape(config.base)
-    layers = linear_layers(model)
-    everything = sum(parameter.numel() for parameter in model.parameters())
-    trained = {}
-    for arm in arms:
-        if arm.method == "full":
-            trained[arm.id] = everything
-            continue
-        where = f"arm {arm.label}"
-        names = select(layers, arm.targets or "all", where=f"{where}: targets")
-        check_rank(layers, names, arm.rank or 1, where=where)
-        trained[arm.id] = sum((layers[n].d_in + layers[n].d_out) * (arm.rank or 1) for n in names)
-    return trained
+    with study.places.named():
+        model = load_shape(study.config.base)
+        layers = linear_layers(model)
+        everything = sum(parameter.numel() for parameter in model.parameters())
+        trained = {}
+        for arm in study.arms if arms is None else arms:
+            if arm.method == "full":
+                trained[arm.id] = everything
+                continue
+            key = study.places.arm_key
+            names = select(layers, arm.targets or "all", where=key(arm.id, "targets"))
+            check_rank(layers, names, arm.rank or 1, where=key(arm.id, "rank"))
+            sides = sum(layers[name].d_in + layers[name].d_out for name in names)
+            trained[arm.id] = sides * (arm.rank or 1)
+        return trained

@@ -23,6 +23,7 @@ from pydantic import (
 
 from paretune.study.arms import ArmConfig
 from paretune.study.mistakes import Mistake, MistakesError
+from paretune.study.places import Places
 from paretune.study.quantity import EXAMPLES, Quantity
 
 QuantityField = Annotated[
@@ -380,8 +381,11 @@ def _contradictions(study: StudyConfig) -> list[Mistake]:
 class Study(Strict):
     """A validated study file: the configuration and the arms its sweeps stand for."""
 
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
     config: StudyConfig
     arms: tuple[ArmConfig, ...]
+    places: Places = Field(default=Places(), exclude=True, repr=False)
 
 
 def safe_name(name: str) -> str:

@@ -17,6 +17,7 @@ from paretune.study.arms import ArmConfig
 from paretune.study.config import Study, StudyConfig
 from paretune.study.mistakes import Mistake, MistakesError, closest, shown, suggestion
 from paretune.study.mistakes import Path as KeyPath
+from paretune.study.places import Places
 from paretune.study.sweeps import complete_defaults, expand, swept
 from paretune.study.translate import keys_of, translate, value_at, without_explained
 from paretune.study.yamltree import Tree, YamlError
@@ -87,7 +88,7 @@ def _study(text: str, name: str, folder: Path | None) -> Study:
     mistakes: list[Mistake] = []
     if folder is not None:
         mistakes += _resolve_paths(tree.value, folder)
-    arms, wrong_arms = _arms(tree)
+    arms, wrong_arms, entries = _arms(tree)
     mistakes += wrong_arms
     document = dict(tree.value)
     if isinstance(document.get("defaults", {}), dict):
@@ -102,11 +103,11 @@ def _study(text: str, name: str, folder: Path | None) -> Study:
     if messages or config is None:
         unique = dict.fromkeys(sorted(messages, key=lambda message: message[0]))
         raise UserErrors([f"{name}, line {line}: {message}" for line, message in unique])
-    return Study(config=config, arms=tuple(arms))
+    return Study(config=config, arms=tuple(arms), places=Places(name, tree.line, entries))
 
 
-def _arms(tree: Tree) -> tuple[list[ArmConfig], list[Mistake]]:
-    """The arms that a document's ``arms`` and ``defaults`` stand for, and what is wrong in them."""
+def _arms(tree: Tree) -> tuple[list[ArmConfig], list[Mistake], dict[str, int]]:
+    """The arms that a document stands for, what is wrong in them, and each arm's entry."""
     given, entries = tree.value.get("defaults"), tree.value.get("arms")
     defaults = complete_defaults(given) if isinstance(given, dict) else complete_defaults({})
     mistakes = _wrong_settings(defaults, ("defaults",))
@@ -134,7 +135,7 @@ def _arms(tree: Tree) -> tuple[list[ArmConfig], list[Mistake]]:
             first.setdefault(arm.id, path)
         arms += found
         mistakes += without_explained(wrong)
-    return arms, mistakes
+    return arms, mistakes, {arm_id: int(path[1]) for arm_id, path in first.items()}
 
 
 def _entry(

@@ -79,7 +79,7 @@ def leg_schedule(
     start = leg.total if leg.name == "trunk" else leg.start
     if leg.name != "trunk" and start < resolved.warmup:
         raise UserError(
-            f"schedule: warm-up takes {resolved.warmup} steps, but the branch to the budget at "
-            f"step {leg.stop} cools down from step {start}; shorten the warm-up"
+            f"budgets.at: the branch to the budget at step {leg.stop} cools down from step "
+            f"{start}, but warm-up takes {resolved.warmup} steps; shorten the schedule's warm-up"
         )
     return Resolved(resolved.shape, resolved.warmup, start, leg.total, resolved.final)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,9 @@ from paretune.model.trainee import CPU_TOKENS, Pass, Trainee
 from paretune.train.divergence import Divergence
 from paretune.train.optim import PerArmOptimizer
 from paretune.train.schedule import Resolved
+
+# Gradients are views into one matrix by design (see Flat), which autograd remarks on
+warnings.filterwarnings("ignore", message="grad and param do not obey")
 
 # Share of the free device memory that a piece of a batch may take
 _MEMORY_SHARE = 0.85

@@ -37,7 +37,9 @@ def write_text_rows(path: Path, rows: int = 60) -> Path:
     words = ["alpha", "beta", "gamma", "delta", "epsilon"]
     with path.open("w") as file:
         for i in range(rows):
-            text = "".join(f"def {words[(i + j) % 5]}_{j}(x):\n    return x + {i}\n" for j in range(8))
+            text = "".join(
+                f"def {words[(i + j) % 5]}_{j}(x):\n    return x + {i}\n" for j in range(8)
+            )
             file.write(json.dumps({"text": text}) + "\n")
     return path
 

@@ -1,0 +1,110 @@
+"""Mistakes that only the base and the data reveal, with the messages; docs/mistakes.md shows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from runner_helpers import write_text_rows
+
+import paretune
+from paretune import UserError
+
+GOOD = """\
+name: mine
+base: pocket
+regime: cpt
+target:
+  data: {from: json, path: rows.jsonl}
+  items: 4
+training: {block_length: 32, batch_size: 2}
+budgets: {at: [10ba, 20ba]}
+arms:
+  - method: full
+    learning_rate: 1e-3
+  - method: lora
+    rank: 4
+    learning_rate: 1e-3
+"""
+
+# What is wrong, the line that is changed, what it is changed to, and the message
+LATE = [
+    (
+        "a rank larger than a matrix",
+        "    rank: 4",
+        "    rank: [4, 256]",
+        "line 13: arms[1].rank: rank 256 is larger than the matrix "
+        "model.layers.0.self_attn.q_proj (192 x 192); use at most 192",
+    ),
+    (
+        "layers that the base does not have",
+        "    rank: 4",
+        "    rank: 4\n    targets: [q_proj, c_attn]",
+        "line 14: arms[1].targets: no linear layer is called 'c_attn'; this base has down_proj, "
+        "gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj",
+    ),
+    (
+        "a budget beyond the data",
+        "budgets: {at: [10ba, 20ba]}",
+        "budgets: {at: [10ba, 5M]}",
+        "line 8: budgets.at: 5M takes 78125 steps of 64 tokens, and one pass over the training data "
+        "gives ",
+    ),
+    (
+        "two budgets on one step",
+        "budgets: {at: [10ba, 20ba]}",
+        "budgets: {at: [630, 640]}",
+        "line 8: budgets.at: 630 and 640 both end at step 10 (64 tokens a step, ",
+    ),
+    (
+        "cooldown branches of a schedule that cannot be cut short",
+        "budgets: {at: [10ba, 20ba]}",
+        "budgets: {at: [10ba, 20ba], mode: cooldown}",
+        "line 8: budgets.mode: cooldown needs a schedule that can be cut short; set the arm's "
+        "schedule to constant, trapezoid or inverse_sqrt",
+    ),
+    (
+        "a branch that cools down before the warm-up is over",
+        "budgets: {at: [10ba, 20ba]}",
+        "budgets: {at: [10ba, 20ba], mode: cooldown}\n"
+        "defaults: {schedule: {shape: trapezoid, warmup: 9ba}}",
+        "line 8: budgets.at: the branch to the budget at step 10 cools down from step 8, but "
+        "warm-up takes 9 steps; shorten the schedule's warm-up",
+    ),
+    (
+        "a folder that is not a model",
+        "base: pocket",
+        "base: .",
+        "line 2: base: ",
+    ),
+    (
+        "less data than a batch",
+        "training: {block_length: 32, batch_size: 2}",
+        "training: {block_length: 512, batch_size: 999}",
+        "line 5: target.data: ",
+    ),
+]
+
+
+@pytest.mark.parametrize("case", LATE, ids=[case[0] for case in LATE])
+def test_message(case: tuple[str, str, str, str], tmp_path: Path) -> None:
+    _, old, new, message = case
+    assert GOOD.count(old) == 1
+    text = GOOD.replace(old, new)
+    (tmp_path / "study.yaml").write_text(text)
+    write_text_rows(tmp_path / "rows.jsonl")
+    with pytest.raises(UserError) as caught:
+        paretune.plan(tmp_path / "study.yaml")
+    shown = str(caught.value).removeprefix(f"{tmp_path / 'study.yaml'}, ")
+    assert shown.startswith(message), shown
+
+
+def test_the_file_itself_is_good(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(GOOD)
+    write_text_rows(tmp_path / "rows.jsonl")
+    planned = paretune.plan(tmp_path / "study.yaml")
+    assert planned.budgets == (640, 1280)
+    assert [len(cohort.arms) for cohort in planned.plan.cohorts] == [1, 1]
+    lora = next(arm_id for arm_id in planned.arms if arm_id.startswith("lora"))
+    per_layer = 4 * (192 + 192) + 3 * (192 + 512)
+    assert planned.trained[lora] == 4 * 4 * per_layer

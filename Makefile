@@ -10,7 +10,7 @@ demo: .venv/.package
 	@$(BIN)/paretune demo --out $(OUT)
 
 test: .venv/.development
-	$(BIN)/python -m pytest -m "not shared and not browser"
+	$(BIN)/python -m pytest -m "not shared and not browser and not slow"
 
 lint: .venv/.development
 	$(BIN)/ruff check .
@@ -21,6 +21,9 @@ lint: .venv/.development
 docs: .venv/.development
 	$(BIN)/paretune schema > docs/study.schema.json
 	$(BIN)/python scripts/make_mistakes_page.py
+	$(BIN)/python scripts/make_measured_page.py
+	$(BIN)/python scripts/make_score_card.py
+	$(BIN)/python scripts/make_study_page.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

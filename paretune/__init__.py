@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paretune.errors import UserError, UserErrors
+    from paretune.runner.claims import claims
     from paretune.runner.export import export
     from paretune.runner.planner import StudyPlan, plan
     from paretune.runner.record import record_of as load
@@ -29,6 +30,7 @@ _WHERE = {
     "StudyPlan": "paretune.runner.planner",
     "UserError": "paretune.errors",
     "UserErrors": "paretune.errors",
+    "claims": "paretune.runner.claims",
     "export": "paretune.runner.export",
     "load": "paretune.runner.record:record_of",
     "load_study": "paretune.study.yamlfile",
@@ -47,6 +49,7 @@ __all__ = [
     "StudyPlan",
     "UserError",
     "UserErrors",
+    "claims",
     "export",
     "load",
     "load_study",

@@ -106,6 +106,14 @@ def report(folder: StudyFolder) -> None:
 
 
 @app.command()
+def claims(folder: StudyFolder) -> None:
+    """Judge the published claims on a study: supported, contradicted or unresolved, and why."""
+    from paretune.runner.claims import claims_text, judge
+
+    _print(claims_text(*judge(folder)))
+
+
+@app.command()
 def export(
     folder: StudyFolder,
     arm: Annotated[
@@ -143,9 +151,6 @@ def main() -> None:
         for line in str(error).splitlines():
             typer.echo(f"error: {line}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on from the last saved state", err=True)
-        sys.exit(130)
 
 
 def _run(study: object, out: Path | None, device: str | None, *, report: bool = True) -> None:
@@ -155,10 +160,14 @@ def _run(study: object, out: Path | None, device: str | None, *, report: bool = 
 
     assert isinstance(study, Study)
     command = shlex.join(["paretune", *sys.argv[1:]])
-    with Terminal() as progress:
-        folder = run_study(
-            study, out, device=device, progress=progress, command=command, report=report
-        )
+    try:
+        with Terminal() as progress:
+            folder = run_study(
+                study, out, device=device, progress=progress, command=command, report=report
+            )
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on from the last saved state", err=True)
+        raise typer.Exit(130) from None
     if report:
         typer.echo(f"report: {(folder / 'report.html').resolve()}")
     else:

@@ -56,7 +56,9 @@ def text_blocks(tmp_path_factory: pytest.TempPathFactory) -> Blocks:
     rows = np.zeros((64, 16), dtype=np.uint16)
     rows[:, 0] = generator.integers(0, VOCABULARY, 64)
     for position in range(1, 16):
-        rows[:, position] = (rows[:, position - 1] * 5 + 7 + generator.integers(0, 3, 64)) % VOCABULARY
+        rows[:, position] = (
+            rows[:, position - 1] * 5 + 7 + generator.integers(0, 3, 64)
+        ) % VOCABULARY
     np.save(folder / "tokens.npy", rows)
     return Blocks(folder, "cpt")
 

@@ -1,14 +1,15 @@
-"""Paired differences of ratio scores: estimate, linearised standard error, interval, bootstrap."""
+"""Paired differences of ratio scores: estimates, jackknife errors, intervals and draws."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from paretune.evaluate.items import MIN_CLUSTERS, ratio_stderr
+from paretune.evaluate.items import MIN_CLUSTERS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +29,7 @@ class Estimate:
     high: float | None
     n: int
     reason: str | None = None
+    degrees: float | None = None  # of the t interval
 
 
 class UnpairedError(ValueError):
@@ -41,6 +43,23 @@ class Aligned:
     value: Floats
     weight: Floats
     clusters: Ints  # [n], 0 .. G-1: what is resampled or summed together
+
+    @property
+    def count(self) -> int:
+        """G, the number of clusters."""
+        return int(self.clusters.max()) + 1
+
+    @property
+    def binary(self) -> bool:
+        """Whether every outcome is right (1) or wrong (0), each of weight 1."""
+        return bool(np.isin(self.value, (0.0, 1.0)).all() and (self.weight == 1).all())
+
+    @cached_property
+    def by_cluster(self) -> tuple[Floats, Floats]:
+        """[P, G] sums of values and of weights within clusters."""
+        member = np.zeros((len(self.clusters), self.count))
+        member[np.arange(len(self.clusters)), self.clusters] = 1
+        return self.value @ member, self.weight @ member
 
     @property
     def scores(self) -> Floats:
@@ -88,30 +107,83 @@ def cluster_index(groups: Sequence[str]) -> Ints:
 def paired_difference(a: pd.DataFrame, b: pd.DataFrame, *, sign: float = 1.0) -> Estimate:
     """``sign`` * (score of a - score of b), both scored on the same items.
 
-    The standard error is by linearisation (Cochran, Sampling Techniques, equation 6.13): item i
-    contributes d_i = (v_ai - R_a w_ai) / mean(w_a) - (v_bi - R_b w_bi) / mean(w_b), which sum to
-    zero, and the standard error is that of their mean, clustered as ``ratio_stderr`` does. The
-    95% interval uses Student's t with G - 1 degrees of freedom, G the number of clusters.
+    The standard error is the jackknife's over clusters (groups, or items where groups are few),
+    and the 95% interval Student's t with ``effective_degrees``: with clusters of unequal size the
+    plain G - 1 is too many. Right-or-wrong outcomes get the error of ``influence``.
     """
     try:
         pair = align([a, b])
     except UnpairedError as error:
         return Estimate(None, None, None, None, 0, str(error))
-    n = pair.value.shape[1]
-    score_a, score_b = pair.scores
-    value = sign * float(score_a - score_b) + 0.0  # + 0.0: no change is never written as -0.0
-    residual = (pair.value - pair.scores[:, None] * pair.weight) / pair.weight.mean(
-        axis=1, keepdims=True
-    )
-    stderr = ratio_stderr(residual[0] - residual[1], np.ones(n), list(a["group"]))
-    if stderr is None:
+    return contrast(pair, np.array([sign, -sign]))
+
+
+def contrast(aligned: Aligned, coefficients: Floats) -> Estimate:
+    """A weighted sum of P models' scores, with its jackknife standard error and t interval."""
+    n = aligned.value.shape[1]
+    value = float(aligned.scores @ coefficients) + 0.0  # + 0.0: never written as -0.0
+    if aligned.count < 2:
         return Estimate(value, None, None, None, n, "one item has no standard error")
-    count = int(pair.clusters.max()) + 1
-    half = t_quantile(count - 1) * stderr
-    return Estimate(value, stderr, value - half, value + half, n)
+    moves = influence(aligned) @ coefficients
+    if not np.isfinite(moves).all():
+        return Estimate(value, None, None, None, n, "one cluster holds all the weight")
+    return interval(value, float(np.sqrt(moves @ moves)), effective_degrees(aligned), n)
 
 
-def t_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
+def interval(value: float, stderr: float, degrees: float, n: int) -> Estimate:
+    """An estimate with its t interval."""
+    half = t_quantile(degrees) * stderr
+    return Estimate(value, stderr, value - half, value + half, n, degrees=degrees)
+
+
+def influence(aligned: Aligned) -> Floats:
+    """[C, P] how far each cluster moves each model's score: standard error^2 = sum of squares.
+
+    Delete-one-cluster jackknife (Shao and Tu, The Jackknife and Bootstrap, 1995):
+    (score without the cluster - score) * sqrt((G - 1) / G). With equal clusters it is the
+    linearised error, with unequal ones larger. Where all outcomes are 0 or 1, one row for each
+    model follows, 1 / (n + 2) for it alone: a difference then has the standard error of Bonett
+    and Price (Journal of Educational and Behavioral Statistics 37, 2012), which is not zero when
+    no item flipped.
+    """
+    groups = aligned.count
+    value, weight = aligned.by_cluster
+    total_v, total_w = value.sum(axis=1, keepdims=True), weight.sum(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        without = (total_v - value) / (total_w - weight)
+    moves = (without - total_v / total_w).T * np.sqrt((groups - 1) / groups)
+    if not aligned.binary:
+        return np.asarray(moves)
+    n = aligned.value.shape[1]
+    return np.concatenate([moves, np.eye(len(aligned.value)) / (n + 2)])
+
+
+def effective_degrees(aligned: Aligned) -> float:
+    """Degrees of freedom of the jackknife variance over clusters of unequal weight.
+
+    Bell and McCaffrey (Survey Methodology 28, 2002) for a weighted mean of independent items: with
+    q = p / (1 - p) of each cluster's share p of the weight,
+    (sum q)^2 / (sum q^2 + (sum q^2)^2 - sum q^4). That is G - 1 when all shares are equal.
+    """
+    weight = aligned.by_cluster[1].mean(axis=0)
+    p = weight / weight.sum()
+    q = p / np.maximum(1 - p, 1e-12)
+    squares = float((q**2).sum())
+    return float(q.sum() ** 2 / (squares + squares**2 - (q**4).sum()))
+
+
+def p_value(estimate: Estimate) -> float | None:
+    """Two-sided p of Student's t that the true value is 0; None where there is no error."""
+    if estimate.value is None or estimate.stderr is None or estimate.degrees is None:
+        return None
+    if estimate.stderr == 0:
+        return 1.0 if estimate.value == 0 else 0.0
+    from scipy.special import stdtr
+
+    return float(2 * stdtr(estimate.degrees, -abs(estimate.value) / estimate.stderr))
+
+
+def t_quantile(degrees: float, confidence: float = CONFIDENCE) -> float:
     """Half-width of a two-sided Student's t interval, in standard errors."""
     if degrees not in _QUANTILES or confidence != CONFIDENCE:
         from scipy.special import stdtrit
@@ -129,18 +201,38 @@ def change_sign(side: str, higher_is_better: bool) -> float:
     return better if side == "target" else -better
 
 
-def bootstrap_scores(aligned: Aligned, resamples: int, seed: int) -> Floats:
-    """[resamples, P] ratio scores on items (or clusters) drawn with replacement.
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values (Holm, Scandinavian Journal of Statistics 6, 1979), in the order given.
 
-    Every model sees the same draws, which is what keeps comparisons paired. A draw whose weights
-    sum to zero gives NaN.
+    The k-th smallest of m is multiplied by m - k + 1, and made at least as large as those before
+    it. Rejecting what is at most 5% keeps the chance of any false rejection at most 5%, whatever
+    the dependence between the tests.
     """
-    count = int(aligned.clusters.max()) + 1
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    scaled = p[order] * np.arange(len(p), 0, -1)
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    return [float(value) for value in adjusted]
+
+
+def bootstrap_scores(aligned: Aligned, resamples: int, seed: int) -> Floats:
+    """[resamples, P] scores as other items (or clusters) might have given them.
+
+    A wild cluster bootstrap on the jackknife's influences: each draw moves the scores by a normal
+    multiple of every cluster's influence, the same for all models, which is what keeps comparisons
+    paired, divided by the root of a chi-squared over its degrees of freedom. So the percentile
+    interval of any weighted sum of scores is its t interval, also with few and unequal clusters,
+    where drawing clusters with replacement gives intervals that are too short. One item or cluster
+    alone cannot vary: every draw is then the scores themselves.
+    """
+    if aligned.count < 2:
+        return np.tile(aligned.scores, (resamples, 1))
+    moves, degrees = influence(aligned), effective_degrees(aligned)
     generator = np.random.default_rng(seed)
-    drawn = generator.multinomial(count, np.full(count, 1 / count), size=resamples)
-    times = drawn[:, aligned.clusters].astype(np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((times @ aligned.value.T) / (times @ aligned.weight.T))
+    normal = generator.standard_normal((resamples, len(moves)))
+    scale = np.sqrt(generator.chisquare(degrees, size=(resamples, 1)) / degrees)
+    return np.asarray(aligned.scores + (normal / scale) @ moves)
 
 
 def percentile_interval(draws: Floats, confidence: float = CONFIDENCE) -> tuple[float, float]:
@@ -149,4 +241,4 @@ def percentile_interval(draws: Floats, confidence: float = CONFIDENCE) -> tuple[
     return float(low), float(high)
 
 
-_QUANTILES: dict[int, float] = {}
+_QUANTILES: dict[float, float] = {}

@@ -1,4 +1,4 @@
-"""Generated arithmetic word problems: short stories whose answer is one small number."""
+"""Generated arithmetic word problems: short stories, answered by one line of arithmetic."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from paretune.data.rows import Pair
 from paretune.errors import UserError
 
-NAMES = [
+NAMES = (
     "Tom",
     "Ann",
     "Ben",
@@ -20,51 +20,38 @@ NAMES = [
     "Peter",
     "Jane",
     "Harry",
-    "Emma",
-    "Will",
     "Rose",
-    "Fred",
-    "Alice",
-    "Joe",
-    "Grace",
-    "Ned",
+    "Will",
     "Ruth",
-    "Hugh",
-    "Clara",
     "Mark",
-    "Nell",
-]
-THINGS = [
-    "apples",
+    "Grace",
+)
+THINGS = (
     "books",
-    "pens",
+    "cards",
+    "boxes",
     "cups",
+    "stones",
+    "cakes",
+    "keys",
     "hats",
     "eggs",
     "coins",
-    "stones",
-    "cards",
-    "keys",
-    "boxes",
-    "plums",
-    "shells",
+    "pens",
     "nuts",
-    "cakes",
-    "stamps",
-    "ribbons",
-    "candles",
+    "apples",
+    "shells",
+    "plums",
     "pears",
-    "buttons",
-]
-PLACES = ["table", "shelf", "cart", "bench", "boat", "wall"]
+)
+PLACES = ("table", "shelf", "bench", "boat", "wall")
 
 SUMS = (
     "{n} has {a} {t}. {m} gives {n} {b} more. How many {t} does {n} have now?",
-    "There are {a} {t} on the {p} and {b} {t} in the box. How many {t} are there?",
-    "{n} has {a} {t} and {m} has {b} {t}. How many {t} do they have together?",
-    "{n} found {a} {t} and then {b} {t}. How many {t} did {n} find?",
-    "{n} put {a} {t} on the {p}. {m} put {b} {t} there too. How many {t} are on the {p}?",
-    "{n} bought {a} {t} and {b} {t} more. How many {t} did {n} buy?",
+    "There are {a} {t} on the {p} and {b} in the box. How many {t} are there?",
+    "{n} has {a} {t} and {m} has {b}. How many {t} do they have together?",
+    "{n} found {a} {t} and then {b} more. How many {t} did {n} find?",
+    "{n} put {a} {t} on the {p}. {m} put {b} there too. How many {t} are there?",
 )
 DIFFERENCES = (
     "{n} has {a} {t}. {n} gives {b} to {m}. How many {t} does {n} have left?",
@@ -73,22 +60,19 @@ DIFFERENCES = (
     "{n} has {a} {t}. {m} has {b} fewer. How many {t} does {m} have?",
     "{n} had {a} {t} and sold {b} of them. How many {t} are left?",
 )
-PRODUCTS = (
-    "{n} has {a} boxes with {b} {t} in each. How many {t} does {n} have?",
-    "There are {a} rows of {b} {t} on the {p}. How many {t} are there?",
-    "{n} buys {b} {t} on each of {a} days. How many {t} does {n} buy?",
-    "{a} friends of {n} bring {b} {t} each. How many {t} do they bring?",
-)
-LARGEST_COUNT = 200_000
+LARGEST_COUNT = 100_000
 """Problems that can be drawn before distinct ones become rare."""
 
 
 def problems(count: int, seed: int) -> Iterator[Pair]:
     """Yield ``count`` problems with distinct prompts, the same for a seed on every machine.
 
-    Four in nine are sums of two digits up to 9, two differences, two sums with a number from 10 to
-    20, one a product of numbers up to 5: few enough facts for a small model to meet each many times
-    in 100,000 tokens. The response is the bare number.
+    Half are sums, half differences; every number, the result too, has one digit. That leaves few
+    enough facts for a small model to meet each many times in 100,000 tokens, and the facts of a
+    held-out problem are known from other stories: what is learned is to read the story.
+
+    The response is the whole calculation, such as ``3+4=7``. A model that guesses the commonest
+    result is right in one of a hundred, where it would be in one of six by the bare number.
 
     Raises:
         UserError: more problems than there are distinct ones.
@@ -102,7 +86,7 @@ def problems(count: int, seed: int) -> Iterator[Pair]:
             continue
         name = f"arithmetic-{seed}-{len(seen):06d}"
         seen.add(prompt)
-        yield Pair(name, name, prompt, str(answer))
+        yield Pair(name, name, prompt, answer)
 
 
 def check_count(count: int) -> None:
@@ -121,26 +105,21 @@ class _Draw:
         """A whole number from low to high, both included."""
         return low + int(self._random.random() * (high - low + 1))
 
-    def of(self, values: tuple[str, ...] | list[str]) -> str:
+    def of(self, values: tuple[str, ...]) -> str:
         """One of the values."""
         return values[self.between(0, len(values) - 1)]
 
 
-def _problem(draw: _Draw) -> tuple[str, int]:
-    kind = draw.between(1, 9)
-    if kind <= 4:
-        a, b = draw.between(2, 9), draw.between(2, 9)
-        story, answer = draw.of(SUMS), a + b
-    elif kind <= 6:
-        b = draw.between(2, 9)
-        a = b + draw.between(1, 9)
-        story, answer = draw.of(DIFFERENCES), a - b
-    elif kind <= 8:
-        a, b = draw.between(10, 20), draw.between(2, 9)
-        story, answer = draw.of(SUMS), a + b
+def _problem(draw: _Draw) -> tuple[str, str]:
+    """A prompt and its response. A number in a story is at least 2: "1 books" is no English."""
+    a, b = draw.between(2, 9), draw.between(2, 9)
+    if draw.between(0, 1):
+        story, answer = draw.of(SUMS), f"{a}+{b}={a + b}"
     else:
-        a, b = draw.between(2, 5), draw.between(2, 5)
-        story, answer = draw.of(PRODUCTS), a * b
+        while a == b:
+            b = draw.between(2, 9)
+        a, b = max(a, b), min(a, b)
+        story, answer = draw.of(DIFFERENCES), f"{a}-{b}={a - b}"
     name = draw.of(NAMES)
     friend = name
     while friend == name:

@@ -65,7 +65,7 @@ def load_model(
     if attention_dropout:
         if not hasattr(load_config(base), "attention_dropout"):
             raise UserError(
-                f"arms: the configuration of {base.name} has no attention_dropout; remove that setting"
+                f"arms: {base.name} has no attention_dropout in its configuration; remove it here"
             )
         settings["attention_dropout"] = attention_dropout
     model: torch.nn.Module = _load(

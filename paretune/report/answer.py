@@ -2,83 +2,128 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from paretune.analyse.matched import Matched
 from paretune.report.findings import Findings
-from paretune.report.style import interval, number, tokens
+from paretune.report.style import interval, number, seconds, tokens
+from paretune.report.words import method_words, sentence, unit_words
 
 SHOWN = 6  # arms named in a sentence before "and N more"
 SURE = 0.95
 
 
-def answer(findings: Findings) -> tuple[str, str]:
-    """The headline sentence and one that supports it, as plain text."""
+@dataclass(frozen=True)
+class Answer:
+    """A headline, and facts that support it as pairs of a name and a sentence. Plain text."""
+
+    headline: str
+    facts: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """Headline and facts as one paragraph."""
+        return " ".join([self.headline, *(f"{name}: {fact}" for name, fact in self.facts)])
+
+
+def answer(findings: Findings) -> Answer:
+    """What the study answers, for a study in any state."""
     record = findings.record
     if not record.arms:
-        return "This study has no arms.", ""
+        return Answer("This study has no arms.")
+    study = [("Study", _study(findings))]
     if findings.frontiers[findings.main].empty:
-        return _nothing(findings), _states(findings)
+        return Answer(_nothing(findings), study)
     pairs = findings.compared
     if not pairs:
         group = findings.groups[findings.points[findings.main].points[0][0]]
-        headline = f"Only {_method(group)} has scores, so no methods are compared."
-    else:
-        headline = _headline(findings, pairs[0])
-    return headline, _frontier(findings)
+        headline = f"Only {method_words(group)} has scores, so no methods are compared."
+        return Answer(headline, [*_frontier(findings), *study])
+    headline, sure = _headline(findings, pairs[0])
+    return Answer(headline, [*sure, *_frontier(findings), *study])
 
 
-def _headline(findings: Findings, pair: Matched) -> str:
-    unit_x, unit_y = findings.unit(findings.learning), findings.unit(findings.main)
-    a, b = _method(pair.a), _method(pair.b)
+def measure(findings: Findings, metric: str) -> str:
+    """Unit and metric behind a number: "nats per token of KL from the base on its own text"."""
+    unit, words = unit_words(findings.unit(metric)), findings.words(metric)
+    if words.startswith(unit):
+        return words
+    return f"of {words}" if unit in words else f"{unit} of {words}"
+
+
+def _headline(findings: Findings, pair: Matched) -> tuple[str, list[tuple[str, str]]]:
+    a, b = method_words(pair.a), method_words(pair.b)
     difference = pair.difference
     if difference.value is None or pair.level is None:
         reason = (difference.reason or "").removeprefix("cannot be compared: ")
-        return f"{_cap(a)} and {b} cannot be compared at equal learning: {reason}."
+        return f"{sentence(a)} and {b} cannot be compared at equal learning: {reason}.", []
     assert pair.forgetting_a is not None
     assert pair.forgetting_b is not None
-    level = f"{number(pair.level, 3)} {unit_x}, the most that both reached"
-    amounts = (pair.forgetting_a, pair.forgetting_b)
+    forgot = measure(findings, findings.main)
+    amounts = [number(pair.forgetting_a, 3), number(pair.forgetting_b, 3)]
+    level = (
+        f"Better than the base by {number(pair.level, 3)} {measure(findings, findings.learning)}, "
+        "the most that both reached."
+    )
+    equal = ("Equal learning", level)
+    unit = unit_words(findings.unit(findings.main))
     if difference.low is None or difference.high is None:
-        return (
-            f"At equal learning ({level}), {a} forgot {number(amounts[0], 3)} and {b} "
-            f"{number(amounts[1], 3)} {unit_y}; {difference.reason}."
-        )
+        headline = f"At equal learning, {a} forgot {amounts[0]} and {b} {amounts[1]} {forgot}."
+        return headline, [equal, ("How sure", f"{sentence(difference.reason or 'unknown')}.")]
     if difference.low <= 0 <= difference.high:
-        return (
-            f"At equal learning ({level}), it is open whether {a} or {b} forgets less: "
-            f"{number(amounts[0], 3)} against {number(amounts[1], 3)} {unit_y}, a difference of "
-            f"{number(difference.value, 2)} (95% interval "
-            f"{interval(difference.low, difference.high, 2)})."
+        headline = (
+            f"At equal learning, it is open whether {a} or {b} forgets less: {amounts[0]} against "
+            f"{amounts[1]} {forgot}."
         )
+        sure = (
+            f"The difference is {number(difference.value, 3)} {unit}, and its 95% interval, "
+            f"{interval(difference.low, difference.high, 3)}, holds 0."
+        )
+        return headline, [equal, ("How sure", sure)]
     less, more = (a, b) if difference.value < 0 else (b, a)
     near, far = sorted((abs(difference.low), abs(difference.high)))
-    amounts = amounts if difference.value < 0 else (amounts[1], amounts[0])
-    return (
-        f"At equal learning ({level}), {less} forgot less than {more}: {number(amounts[0], 3)} "
-        f"against {number(amounts[1], 3)} {unit_y}, a difference of "
-        f"{number(abs(difference.value), 2)} (95% interval {interval(near, far, 2)})."
+    if difference.value > 0:
+        amounts.reverse()
+    headline = (
+        f"At equal learning, {less} forgot less than {more}: {amounts[0]} against {amounts[1]} "
+        f"{forgot}."
     )
+    sure = (
+        f"The difference is {number(abs(difference.value), 3)} {unit} (95% interval "
+        f"{interval(near, far, 3)}, over resampled items)."
+    )
+    return headline, [equal, ("How sure", sure)]
 
 
-def _frontier(findings: Findings) -> str:
+def _frontier(findings: Findings) -> list[tuple[str, str]]:
     frame = findings.frontiers[findings.main]
     kept = frame[frame["on_frontier"]]
     if kept.empty:
-        return "No arm learned anything at any budget: the base itself is the best choice."
+        nothing = "No arm learned anything at any budget: the base itself is the best choice."
+        return [("Frontier", nothing)]
     sure = ""
     if frame["probability"].notna().all():
         count = int((kept["probability"] >= SURE).sum())
         sure = f", {count} of them in at least {SURE:.0%} of resamples"
-    arms = list(dict.fromkeys(kept.sort_values("learning", ascending=False)["arm"]))
-    names = [findings.names[arm] for arm in arms]
+    series = {arm: one.name for one in findings.series for arm in one.arms}
+    ordered = kept.sort_values("learning", ascending=False, kind="stable")
+    names = list(dict.fromkeys(series[arm] for arm in ordered["arm"]))
     shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if names[SHOWN:] else "")
     most = frame.sort_values("learning", kind="stable").iloc[-1]
-    return (
-        f"{len(kept)} of {len(frame)} points (an arm at a budget) are on the frontier{sure}; "
-        f"from most learning to least: {shown}. "
-        f"{findings.names[most['arm']]} at {tokens(int(most['tokens']))} tokens learned most, "
-        f"{number(most['learning'], 3)} {findings.unit(findings.learning)}, and forgot "
-        f"{number(most['forgetting'], 3)} {findings.unit(findings.main)}."
-    )
+    return [
+        (
+            "Frontier",
+            f"{len(kept)} of {len(frame)} points (an arm at a budget) are on the frontier{sure}. "
+            f"From most learning to least: {shown}.",
+        ),
+        (
+            "Learned most",
+            f"{findings.names[most['arm']]} at {tokens(int(most['tokens']))} tokens: "
+            f"learned {number(most['learning'], 3)} {unit_words(findings.unit(findings.learning))}"
+            f", forgot {number(most['forgetting'], 3)} "
+            f"{unit_words(findings.unit(findings.main))}.",
+        ),
+    ]
 
 
 def _nothing(findings: Findings) -> str:
@@ -96,22 +141,26 @@ def _nothing(findings: Findings) -> str:
     return f"Learning and forgetting cannot be compared: {points.reason}."
 
 
-def _states(findings: Findings) -> str:
+def _study(findings: Findings) -> str:
+    """How much was run, on what, and how it ended."""
     record = findings.record
     counts: dict[str, int] = {}
     for arm in record.arms:
         state = record.state(arm)
         counts[state] = counts.get(state, 0) + 1
-    shown = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
-    return f"Arms: {shown}."
-
-
-def _method(group: str) -> str:
-    name, _, rank = group.partition(" r")
-    if name == "full":
-        return "full finetuning"
-    return f"LoRA of rank {rank}" if rank else "LoRA"
-
-
-def _cap(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    states = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+    total = len(record.arms)
+    repeats = total - len(findings.series)
+    parts = [f"{total} arm{'s' * (total != 1)} ({states})"]
+    if repeats:
+        parts.append(f"{repeats} of them repeats under other seeds")
+    if record.budgets:
+        count = len(record.budgets)
+        most = tokens(record.budgets[-1])
+        parts.append(f"{count} budget{'s' * (count != 1)} up to {most} tokens")
+    spent = record.provenance.get("seconds")
+    if isinstance(spent, dict) and spent:
+        parts.append(seconds(sum(float(value) for value in spent.values())))
+    if record.provenance.get("device"):
+        parts.append(f"on {record.provenance['device']}")
+    return ", ".join(parts) + "."

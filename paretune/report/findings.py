@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from paretune.analyse.matched import Matched, equal_rate, matched, matched_diffe
 from paretune.analyse.points import Points, measured
 from paretune.analyse.record import StudyRecord, group_order, method_group
 from paretune.analyse.results import tidy
+from paretune.report.series import Series, all_series, leading
+from paretune.report.words import metric_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,6 +63,25 @@ class Findings:
             levels=matched(record, _levels(points[main]), points=points[main]),
             equal_rate=equal_rate(record),
         )
+
+    @cached_property
+    def series(self) -> list[Series]:
+        """Arms that differ in their seed alone, by method, rank and learning rate."""
+        return all_series(self.record)
+
+    @cached_property
+    def series_by_id(self) -> dict[str, Series]:
+        """The series by their ids."""
+        return {one.id: one for one in self.series}
+
+    @cached_property
+    def leads(self) -> set[str]:
+        """Ids of the series that charts draw boldly."""
+        return leading(self.series, self.results, self.learning)
+
+    def words(self, metric: str) -> str:
+        """A metric of this study in plain words."""
+        return metric_words(metric, self.record.config.regime)
 
     @property
     def learning(self) -> str:

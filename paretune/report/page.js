@@ -11,7 +11,7 @@
     delete spec.title;
     spec.width = "container";
     spec.height = element.clientHeight - 8;
-    spec.params = [{ name: "selected", value: chosen }];
+    spec.params = [{ name: "selected", value: chosen }, { name: "whole", value: false }];
     spec.background = null;
     spec.padding = { left: 5, top: 5, right: 14, bottom: 4 };
     spec.autosize = { type: "fit", contains: "padding" };
@@ -19,22 +19,28 @@
     return spec;
   };
 
-  const choose = (arms) => {
-    chosen = arms;
-    document.body.classList.toggle("chosen", arms.length > 0);
-    document.querySelectorAll(".chip").forEach((chip) =>
-      chip.setAttribute("aria-pressed", String(arms.includes(chip.dataset.arm))));
-    document.querySelectorAll("tr[data-arm]").forEach((row) =>
-      row.classList.toggle("is-chosen", arms.includes(row.dataset.arm)));
-    const clear = document.getElementById("clear");
-    if (clear) clear.hidden = arms.length === 0;
-    for (const view of views.values()) view.signal("selected", arms).runAsync();
+  const idsOf = (element) => element.dataset.series.split(" ");
+  const chips = [...document.querySelectorAll(".chip, .group .whole")];
+  const clear = document.getElementById("clear");
+
+  // What is chosen are series: arms that differ in their seed alone
+  const choose = (series) => {
+    chosen = series;
+    document.body.classList.toggle("chosen", series.length > 0);
+    chips.forEach((chip) =>
+      chip.setAttribute("aria-pressed", String(idsOf(chip).every((id) => series.includes(id)))));
+    document.querySelectorAll("tr[data-series]").forEach((row) =>
+      row.classList.toggle("is-chosen", series.includes(row.dataset.series)));
+    clear.hidden = series.length === 0;
+    clear.textContent = `${series.length} chosen: show all`;
+    for (const view of views.values()) view.signal("selected", series).runAsync();
   };
 
-  const toggle = (arm, several) => {
-    const others = chosen.filter((other) => other !== arm);
-    if (several) choose(chosen.includes(arm) ? others : [...chosen, arm]);
-    else choose(chosen.includes(arm) && !others.length ? [] : [arm]);
+  const toggle = (ids, several) => {
+    const all = ids.every((id) => chosen.includes(id));
+    const others = chosen.filter((id) => !ids.includes(id));
+    if (several) choose(all ? others : [...others, ...ids]);
+    else choose(all && !others.length ? [] : ids);
   };
 
   const draw = async (element) => {
@@ -45,8 +51,8 @@
     views.set(name, view);
     view.signal("selected", chosen).runAsync();
     view.addEventListener("click", (event, item) => {
-      const arm = item?.datum?.arm;
-      if (arm) toggle(arm, event.shiftKey); else if (chosen.length) choose([]);
+      const series = item?.datum?.series;
+      if (series) toggle([series], event.shiftKey); else if (chosen.length) choose([]);
     });
     element.dataset.drawn = "yes";
   };
@@ -61,8 +67,8 @@
       if (element.clientWidth) draw(element);
     }));
 
-  document.querySelectorAll(".chip").forEach((chip) => chip.addEventListener("click", () => toggle(chip.dataset.arm, true)));
-  document.getElementById("clear")?.addEventListener("click", () => choose([]));
+  chips.forEach((chip) => chip.addEventListener("click", () => toggle(idsOf(chip), true)));
+  clear.addEventListener("click", () => choose([]));
 
   document.getElementById("metric")?.addEventListener("change", (event) =>
     document.querySelectorAll(".frontier").forEach((box) => {
@@ -125,6 +131,12 @@
   document.querySelectorAll(".save button").forEach((button) => button.addEventListener("click", async () => {
     const name = button.parentElement.dataset.save;
     const kind = button.dataset.kind;
+    if (kind === "whole") {
+      const whole = button.getAttribute("aria-pressed") !== "true";
+      button.setAttribute("aria-pressed", String(whole));
+      views.get(name)?.signal("whole", whole).runAsync();
+      return;
+    }
     if (kind === "csv") { download(csv(name), "text/csv", `${name}.csv`); return; }
     const spec = vegaLite.compile({ background: "white", ...specs[name] }).spec;
     const view = new vega.View(vega.parse(spec), { renderer: "none" });

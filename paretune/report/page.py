@@ -8,67 +8,93 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from paretune.report import tables
+from paretune.report import facts, tables
 from paretune.report.answer import answer
+from paretune.report.figures import MAIN
 from paretune.report.findings import Findings
 from paretune.report.style import SHAPES
+from paretune.report.words import unit_words
 
 
-def page(findings: Findings, specifications: dict[str, dict[str, Any]]) -> str:
+def page(
+    findings: Findings, specifications: dict[str, dict[str, Any]], *, claims: Any = None
+) -> str:
     """The page of a study, from its findings and its figures' Vega-Lite specifications.
 
-    Names from the study are escaped wherever they appear. A content security policy forbids every
-    network request.
+    ``claims`` is what the ledger's claims.json holds. Names from the study are escaped wherever
+    they appear. A content security policy forbids every network request.
     """
-    import jinja2
-    from markupsafe import Markup
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    headline, support = answer(findings)
     record = findings.record
     arms = tables.arm_rows(findings)
     frontiers = {
         metric: name for metric, name in _frontier_names(findings).items() if name in specifications
     }
-    template = environment.from_string(_asset("page.html"))
-    return template.render(
+    return render_page(
+        "page.html",
+        specifications,
         name=record.config.name,
         about=record.config.about,
-        headline=headline,
-        support=support,
+        answer=answer(findings),
+        words={metric: findings.words(metric) for metric in [findings.learning, *findings.points]},
         learning=findings.learning,
         forgetting=findings.main,
-        unit_x=findings.unit(findings.learning),
-        unit_y=findings.unit(findings.main),
+        unit_x=unit_words(findings.unit(findings.learning)),
+        unit_y=unit_words(findings.unit(findings.main)),
         arms=arms,
-        glyphs=[Markup(_glyph(shape)) for shape in SHAPES],
+        chips_of=tables.chips(findings),
         troubled=[arm for arm in arms if arm["reason"] or arm["state"] in ("diverged", "failed")],
         left_out=_left_out(findings),
         frontiers=frontiers,
-        pair=[
-            n
-            for n in ("learning", "forgetting", "rate-learning", "rate-forgetting", "loss")
-            if n in specifications
-        ],
+        pair=[name for name in MAIN if name in specifications],
         others=[name for name in specifications if name.startswith("change-")],
-        titles={name: spec["title"] for name, spec in specifications.items()},
         scores=tables.scores(findings),
         matched=tables.matched_rows(findings),
         levels=tables.level_rows(findings),
         equal_rate=tables.equal_rate_rows(findings),
-        data=tables.data_rows(record),
-        facts=tables.facts(record),
-        notes=tables.metric_notes(findings),
+        claims=facts.claims_of(claims),
+        costs=facts.cost_rows(findings),
+        data=facts.data_rows(record),
+        facts=facts.facts(record),
+        notes=facts.metric_notes(findings),
         command=str(record.provenance.get("command") or ""),
         commands=_commands(findings),
         study_yaml=_study_yaml(findings),
         manifest=json.dumps(record.provenance.get("data") or {}, indent=1, ensure_ascii=False),
+    )
+
+
+def render_page(template: str, specifications: dict[str, dict[str, Any]], **values: Any) -> str:
+    """A template of this folder with the figures, the styles and the scripts put in."""
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_asset),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(
+        glyphs=[Markup(_glyph(shape)) for shape in SHAPES],
+        titles={name: spec["title"] for name, spec in specifications.items()},
+        cut=[name for name, spec in specifications.items() if is_cut(spec)],
         style=Markup(_asset("page.css")),
         script=Markup(_asset("page.js")),
         vega=Markup(vega_bundle()),
         payload=Markup(embedded_json(specifications)),
+        **values,
+    )
+
+
+def is_cut(specification: dict[str, Any]) -> bool:
+    """Whether an axis of a figure leaves out far points until the reader asks for them."""
+    layers = specification.get("layer", [])
+    return any(
+        "domainMin" in (channel.get("scale") or {})
+        for layer in layers
+        for channel in layer.get("encoding", {}).values()
+        if isinstance(channel, dict)
     )
 
 

@@ -76,6 +76,15 @@ def seconds(duration: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def size(count: float) -> str:
+    """Bytes in the unit that reads best, in powers of ten: 1.5 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
 def _mix(low: str, high: str, share: float) -> str:
     """A colour between two, by hue, lightness and saturation."""
     a, b = (colorsys.rgb_to_hls(*_rgb(colour)) for colour in (low, high))

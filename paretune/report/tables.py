@@ -1,30 +1,15 @@
-"""The tables of the report page as plain rows of text, ready for the template."""
+"""The tables of results on the report page as plain rows of text, ready for the template."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pandas as pd
 
-from paretune.analyse.record import BASE, StudyRecord
+from paretune.analyse.record import BASE
 from paretune.report.findings import Findings
 from paretune.report.style import group_colour, interval, number, seconds, tokens
-
-METRIC_NOTES = {
-    "bits_per_byte": "Negative log-likelihood in bits of the held-out text (for pairs: of the "
-    "responses), divided by its UTF-8 bytes. Lower is better; independent of the tokenizer.",
-    "cloze": "Share of questions in which the true continuation of a text is the likeliest of "
-    "four of equal length. Higher is better; chance is 0.25.",
-    "exact_match": "Share of prompts whose greedily generated answer equals the reference. Higher "
-    "is better.",
-    "self_probe/bits_per_byte": "Bits per byte of the self-probe, text sampled from the base. "
-    "Lower is better; it rises as an arm finds the base's own text less likely.",
-    "kl": "Kullback-Leibler divergence of the arm from the base, in nats per token, on text "
-    "sampled once from the base itself (the self-probe). 0 for the base; the more an arm departs "
-    "from what the base would say, the higher.",
-}
-
+from paretune.report.words import sentence, unit_words
 
 def scores(findings: Findings) -> dict[str, Any]:
     """One row per arm and budget (the base first), a value and a change per metric.
@@ -44,7 +29,8 @@ def scores(findings: Findings) -> dict[str, Any]:
         heads.append(
             {
                 "metric": metric,
-                "unit": str(rows["unit"].iloc[0]),
+                "words": sentence(findings.words(metric)),
+                "unit": unit_words(str(rows["unit"].iloc[0])),
                 "better": "higher" if higher else "lower",
                 "change": "learned" if rows["side"].iloc[0] == "target" else "forgot",
             }
@@ -62,9 +48,11 @@ def scores(findings: Findings) -> dict[str, Any]:
             "reason": None if pd.isna(row["reason"]) else str(row["reason"]),
         }
     place = {arm: index for index, arm in enumerate([BASE, *ordered(findings)])}
+    series = {arm: one.id for one in findings.series for arm in one.arms}
     body = [
         {
             "arm": arm,
+            "series": series.get(arm, BASE),
             "name": findings.names.get(arm, "base, untrained"),
             "colour": group_colour(findings.groups[arm]) if arm in findings.groups else None,
             "order": place.get(arm, len(place)),
@@ -83,23 +71,45 @@ def scores(findings: Findings) -> dict[str, Any]:
 
 
 def ordered(findings: Findings) -> list[str]:
-    """Arm ids as legends and tables list them: by method, rank, learning rate, name."""
-    from paretune.analyse.record import group_order
+    """Arm ids as tables list them: by method, rank, learning rate, settings, seed."""
+    return [arm for one in findings.series for arm in one.arms]
 
-    arms = findings.record.arms
-    return sorted(
-        arms,
-        key=lambda arm: (
-            group_order(findings.groups[arm]),
-            arms[arm].learning_rate,
-            findings.names[arm],
-        ),
-    )
+
+def chips(findings: Findings) -> list[dict[str, Any]]:
+    """What the page's arms are chosen by: groups of methods, and in each its series."""
+    rates = _rates(findings)
+    groups: list[dict[str, Any]] = []
+    for one in findings.series:
+        if not groups or groups[-1]["name"] != one.group:
+            colour = group_colour(one.group)
+            groups.append({"name": one.group, "colour": colour, "series": []})
+        states = [findings.record.state(arm) for arm in one.arms]
+        other = {state: states.count(state) for state in dict.fromkeys(states) if state != "done"}
+        note = ", ".join(
+            state if count == len(states) else f"{count} {state}" for state, count in other.items()
+        )
+        groups[-1]["series"].append(
+            {
+                "id": one.id,
+                "name": one.name,
+                "short": one.short.removeprefix("lr "),
+                "shape": rates.index(one.config.learning_rate),
+                "colour": groups[-1]["colour"],
+                "count": len(one.arms),
+                "note": note,
+            }
+        )
+    return groups
+
+
+def _rates(findings: Findings) -> list[float]:
+    return sorted({arm.learning_rate for arm in findings.record.arms.values()})
 
 
 def arm_rows(findings: Findings) -> list[dict[str, Any]]:
     """Every arm with its settings, state, and where it stopped if it did."""
-    rates = sorted({arm.learning_rate for arm in findings.record.arms.values()})
+    rates = _rates(findings)
+    series = {arm: one.id for one in findings.series for arm in one.arms}
     rows = []
     for arm in ordered(findings):
         config, status = findings.record.arms[arm], findings.record.status.get(arm, {})
@@ -107,6 +117,7 @@ def arm_rows(findings: Findings) -> list[dict[str, Any]]:
         rows.append(
             {
                 "id": arm,
+                "series": series[arm],
                 "name": findings.names[arm],
                 "group": findings.groups[arm],
                 "colour": group_colour(findings.groups[arm]),
@@ -194,98 +205,3 @@ def equal_rate_rows(findings: Findings) -> list[dict[str, str]]:
             )
         rows.append(cells)
     return rows
-
-
-def data_rows(record: StudyRecord) -> list[dict[str, str]]:
-    """What was read, from the data manifest: counts, bad rows by reason, content hash."""
-    manifest = record.provenance.get("data") or {}
-    parts = [("training data", manifest.get("target")), ("held out", manifest.get("heldout"))]
-    parts += [(f"source text {name}", text) for name, text in _dict(manifest.get("texts")).items()]
-    rows = []
-    for name, part in parts:
-        part = _dict(part)
-        if not part:
-            continue
-        bad = _dict(part.get("bad_rows"))
-        rows.append(
-            {
-                "name": name,
-                "source": _source(part.get("source")),
-                "rows": _count(part, "rows_read", "kept", "rows"),
-                "tokens": _count(part, "tokens"),
-                "bytes": _count(part, "bytes_read", "kept_bytes"),
-                "bad": ", ".join(f"{count} {why}" for why, count in bad.items()) or "none",
-                "sha256": str(part.get("sha256") or "")[:16],
-            }
-        )
-    return rows
-
-
-def facts(record: StudyRecord) -> dict[str, list[tuple[str, str]]]:
-    """Settings, hardware and time as pairs of a name and a value."""
-    config, provenance = record.config, record.provenance
-    training = config.training
-    base = config.base.name + (f" at {config.base.revision}" if config.base.revision else "")
-    setting = [
-        ("base", base),
-        (
-            "regime",
-            {"cpt": "continued pretraining", "ift": "instruction finetuning"}[config.regime],
-        ),
-        ("block length", f"{training.block_length} tokens"),
-        ("batch size", f"{training.batch_size} rows"),
-        ("budgets", ", ".join(str(b) for b in config.budgets.at) + f" ({config.budgets.mode})"),
-        ("held-out items", str(config.target.items)),
-    ]
-    setting += [(f"base: {name}", text) for name, text in _pairs(provenance.get("base"))]
-    machine = [("device", str(provenance["device"]))] if provenance.get("device") else []
-    machine += _pairs(provenance.get("versions"))
-    spent = _dict(provenance.get("seconds"))
-    time = [(name, seconds(float(value))) for name, value in spent.items()]
-    if spent:
-        time.append(("in all", seconds(sum(float(value) for value in spent.values()))))
-    known = ("started", "finished", "runs")
-    time += [(name, str(provenance[name])) for name in known if provenance.get(name) is not None]
-    shown = {"base", "device", "versions", "seconds", "command", "data", *known}
-    other = [
-        pair
-        for name in provenance
-        if name not in shown
-        for pair in _pairs({name: provenance[name]})
-    ]
-    return {"setting": setting, "machine": machine + other, "time": time}
-
-
-def metric_notes(findings: Findings) -> list[tuple[str, str]]:
-    """How each scored metric is defined."""
-    return [
-        (metric, METRIC_NOTES[kind])
-        for metric in findings.record.metrics()
-        if (kind := metric if metric in METRIC_NOTES else metric.rsplit("/", 1)[-1]) in METRIC_NOTES
-    ]
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _pairs(value: Any) -> list[tuple[str, str]]:
-    return [
-        (name, part if isinstance(part, str) else json.dumps(part, ensure_ascii=False))
-        for name, part in _dict(value).items()
-    ]
-
-
-def _source(value: Any) -> str:
-    if isinstance(value, dict):
-        parts = {k: v for k, v in value.items() if v is not None and k != "from"}
-        shown = ", ".join(f"{k} {v}" for k, v in parts.items())
-        return f"{value.get('from', '')}{': ' if shown else ''}{shown}"
-    return str(value or "")
-
-
-def _count(part: dict[str, Any], *names: str) -> str:
-    for name in names:
-        if isinstance(part.get(name), int):
-            return f"{part[name]:,}"
-    return "–"

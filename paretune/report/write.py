@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from paretune.analyse.record import StudyRecord
 from paretune.analyse.results import to_csv
-from paretune.files import write_bytes, write_text, write_with
+from paretune.files import read_json, write_bytes, write_text, write_with
 from paretune.report.figures import figures, specifications
 from paretune.report.findings import Findings
 from paretune.report.page import page
 
 SCALE = 1.5  # PNG pixels per unit: about 1,160 across; more costs seconds a report
+# Which figure of Biderman et al. (2024) a file answers to, with this study's data
+PAPER = {
+    "frontier": "Figure 1: learning against forgetting",
+    "learning": "Figure 2: learning over training tokens",
+    "forgetting": "Figure 3: forgetting over training tokens",
+    "rate-learning": "Figure S1: learning over learning rates",
+}
 
 
-def write_report(record: StudyRecord, folder: Path) -> Path:
+def write_report(record: StudyRecord, folder: Path, *, pdf: bool = False) -> Path:
     """Write results.parquet, results.csv, figures/*.png and .svg, and report.html into ``folder``.
 
     Every file is replaced whole. A study of any state gives a page: without scores it says so.
+
+    Args:
+        pdf: also write each figure as PDF, with its text as text.
 
     Returns:
         The path of report.html.
@@ -28,13 +39,24 @@ def write_report(record: StudyRecord, folder: Path) -> Path:
     write_with(folder / "results.parquet", lambda path: results.to_parquet(path, index=False))
     write_text(folder / "results.csv", to_csv(results))
     drawn = specifications(figures(findings))
+    write_figures(drawn, folder / "figures", pdf=pdf)
+    report = folder / "report.html"
+    write_text(report, page(findings, drawn, claims=_claims(folder)))
+    return report
+
+
+def write_figures(
+    drawn: Mapping[str, dict[str, Any]], folder: Path, *, pdf: bool = False
+) -> None:
+    """Write each figure as SVG and PNG, and a README.md that says what each shows."""
     for name, specification in drawn.items():
         svg, png = render(specification)
-        write_text(folder / "figures" / f"{name}.svg", svg)
-        write_bytes(folder / "figures" / f"{name}.png", png)
-    report = folder / "report.html"
-    write_text(report, page(findings, drawn))
-    return report
+        write_text(folder / f"{name}.svg", svg)
+        write_bytes(folder / f"{name}.png", png)
+        if pdf:
+            write_bytes(folder / f"{name}.pdf", to_pdf(svg))
+    if drawn:
+        write_text(folder / "README.md", _index(drawn))
 
 
 def render(specification: dict[str, Any]) -> tuple[str, bytes]:
@@ -43,3 +65,25 @@ def render(specification: dict[str, Any]) -> tuple[str, bytes]:
 
     svg = vl_convert.vegalite_to_svg({"background": "white", **specification})
     return svg, vl_convert.svg_to_png(svg, scale=SCALE)
+
+
+def to_pdf(svg: str) -> bytes:
+    """A figure's SVG as a one-page PDF of the same size."""
+    import vl_convert
+
+    return bytes(vl_convert.svg_to_pdf(svg))
+
+
+def _index(drawn: Mapping[str, dict[str, Any]]) -> str:
+    """What each figure shows, as a Markdown table."""
+    lines = ["| file | shows | in the paper (Biderman et al., 2024) |", "|---|---|---|"]
+    for name, specification in drawn.items():
+        title = str(specification["title"]["text"]).replace("|", "\\|")
+        lines.append(f"| {name} | {title} | {PAPER.get(name, '')} |")
+    return "\n".join(lines) + "\n"
+
+
+def _claims(folder: Path) -> Any:
+    """The study's score card of claims, where one was written."""
+    path = folder / "claims.json"
+    return read_json(path) if path.exists() else None

@@ -46,11 +46,12 @@ class Ledger:
         Raises:
             UserError: ``folder`` holds no study.
         """
-        if not (folder / "study.yaml").is_file():
-            raise UserError(
-                f"{folder}: no study here (study.yaml is missing); "
-                "give the folder that `paretune run` wrote"
-            )
+        for part in ("study.yaml", "arms"):
+            if not (folder / part).exists():
+                raise UserError(
+                    f"{folder}: no study here ({part} is missing); "
+                    "give the folder that `paretune run` wrote"
+                )
         return cls(folder)
 
     @classmethod

@@ -59,6 +59,10 @@ def _provenance(ledger: Ledger) -> dict[str, Any]:
     }
 
 
-def record_of(folder: Path) -> StudyRecord:
-    """The record of the study in ``folder``."""
-    return read_record(Ledger.open(folder))
+def record_of(folder: Path | str) -> StudyRecord:
+    """The record of the study in ``folder``.
+
+    Raises:
+        UserError: the folder holds no study.
+    """
+    return read_record(Ledger.open(Path(folder)))

@@ -1,14 +1,22 @@
-"""Rebuilding a study's tables, figures and page from its ledger."""
+"""Rebuilding a study's tables, figures, claims and page from its ledger."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from paretune.runner.claims import claims
 from paretune.runner.record import record_of
 
 
-def write_report(folder: Path | str) -> Path:
-    """Write results.parquet, results.csv, figures and report.html anew; returns the page's path.
+def write_report(folder: Path | str, *, pdf: bool = False) -> Path:
+    """Write results.parquet, results.csv, claims.json, figures and report.html anew.
+
+    Args:
+        folder: the study.
+        pdf: also write the figures as PDF.
+
+    Returns:
+        The page's path.
 
     Raises:
         UserError: the folder holds no study.
@@ -16,4 +24,6 @@ def write_report(folder: Path | str) -> Path:
     # Charts need libraries that a training machine may lack
     from paretune.report.write import write_report as write
 
-    return write(record_of(Path(folder)), Path(folder))
+    folder = Path(folder)
+    claims(folder)
+    return write(record_of(folder), folder, pdf=pdf)

@@ -17,6 +17,7 @@ from paretune.report.figures import figures, specifications
 from paretune.report.findings import Findings
 from paretune.report.page import embedded_json, page
 from paretune.report.style import group_colour, interval, number, seconds, tokens
+from paretune.report.words import metric_words
 from paretune.report.write import write_report
 from paretune.study.arms import ArmConfig
 
@@ -91,7 +92,9 @@ def test_the_page_loads_nothing(pocket_report: Path) -> None:
 def test_the_page_says_what_was_found_and_what_was_run(pocket_report: Path) -> None:
     text = Reader((pocket_report / "report.html").read_text()).text
     assert re.search(
-        r"full finetuning forgot less than LoRA: 0\.\d+ against 0\.\d+ nats/token", text
+        r"full finetuning forgot less than LoRA: 0\.\d+ against 0\.\d+ nats per token of KL from "
+        "the base on its own text",
+        text,
     )
     assert "95% interval" in text
     assert "paretune run made-up.yaml" in text
@@ -103,7 +106,7 @@ def test_the_page_says_what_was_found_and_what_was_run(pocket_report: Path) -> N
     for arm in pocket_arms():
         assert arm.label in text
     for metric in METRICS:
-        assert metric in text
+        assert metric_words(metric) in text.replace("Bits", "bits").replace("Cloze", "cloze")
 
 
 def test_the_frontier_chart_holds_all_arms(pocket_report: Path) -> None:
@@ -209,7 +212,7 @@ def test_a_missing_metric() -> None:
     record = study(metrics=("target/bits_per_byte", "prose/bits_per_byte"))
     text = words_of(record)
     assert "cannot be compared: self_probe/kl has no scores" in text
-    assert "prose/bits_per_byte" in text
+    assert "Bits per byte on prose" in text
 
 
 def test_an_arm_without_one_metric() -> None:
@@ -252,8 +255,9 @@ def test_an_open_question_is_called_open() -> None:
         for count, amount in ((10, 0.2), (20, 0.4)):
             items[arm.id, count, x] = items_frame(-amount + rng.normal(0, 0.1, 50))
             items[arm.id, count, y] = items_frame(amount + rng.normal(0, 0.3, 50))
-    headline, _ = answer(Findings.of(record_of(arms, items, [10, 20])))
-    assert "it is open whether full finetuning or LoRA of rank 4 forgets less" in headline
+    found = answer(Findings.of(record_of(arms, items, [10, 20])))
+    assert "it is open whether full finetuning or LoRA of rank 4 forgets less" in found.headline
+    assert "holds 0" in found.text
 
 
 def test_arms_that_learned_nothing_leave_the_base() -> None:
@@ -261,8 +265,9 @@ def test_arms_that_learned_nothing_leave_the_base() -> None:
     x, y = "target/bits_per_byte", "self_probe/kl"
     items = {("base", 0, m): items_frame(np.ones(20)) for m in (x, y)}
     items |= {(arm.id, 10, m): items_frame(np.full(20, 2.0)) for m in (x, y)}
-    _, support = answer(Findings.of(record_of([arm], items, [10])))
-    assert support == "No arm learned anything at any budget: the base itself is the best choice."
+    facts = dict(answer(Findings.of(record_of([arm], items, [10]))).facts)
+    nothing = "No arm learned anything at any budget: the base itself is the best choice."
+    assert facts["Frontier"] == nothing
 
 
 def test_numbers_read_well() -> None:

@@ -115,7 +115,7 @@ def test_full_arm_is_a_model_that_scores_as_recorded(done: Path, tmp_path: Path)
 
 def test_mistakes_are_explained(done: Path, tmp_path: Path) -> None:
     arm_id = arm_of(done, "lora")
-    with pytest.raises(UserError, match="no such arm 'nonsense'.*there is full-lr0.001"):
+    with pytest.raises(UserError, match=r"no such arm 'nonsense'.*there is full-lr0.001"):
         paretune.export(done, "nonsense", tmp_path / "a")
     with pytest.raises(UserError, match="no checkpoint at that budget; there is 384, 768"):
         paretune.export(done, f"{arm_id}@9M", tmp_path / "a")

@@ -1,4 +1,4 @@
-"""Mistakes that only the base and the data reveal, with the messages; docs/mistakes.md shows them."""
+"""Mistakes that only base and data reveal, with their messages; docs/mistakes.md shows them."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ LATE = [
         "a budget beyond the data",
         "budgets: {at: [10ba, 20ba]}",
         "budgets: {at: [10ba, 5M]}",
-        "line 8: budgets.at: 5M takes 78125 steps of 64 tokens, and one pass over the training data "
-        "gives ",
+        "line 8: budgets.at: 5M takes 78125 steps of 64 tokens, and one pass over the training "
+        "data gives ",
     ),
     (
         "two budgets on one step",

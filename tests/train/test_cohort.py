@@ -116,7 +116,7 @@ def test_full_arm_equals_transformers_with_adamw(
     np.testing.assert_allclose(losses[own.id], expected, rtol=1e-5)
     for name, value in model.named_parameters():
         if name.endswith("c_attn.bias"):
-            # A bias on all keys cancels in the softmax: its gradient is rounding, AdamW amplifies it
+            # A bias on all keys cancels in the softmax: its gradient is amplified rounding
             continue
         assert close(trainer.weights(0)[name], value.detach(), 1e-4), name
 
@@ -171,6 +171,6 @@ def test_attention_dropout_of_a_full_arm_is_reproducible_and_off_elsewhere(
     trainer, second = train(tiny_base, [dropped], text_blocks, 5)
     _, without = train(tiny_base, [arm(method="full")], text_blocks, 5)
     assert first == second
-    assert first[dropped.id] != list(without.values())[0]
+    assert first[dropped.id] != next(iter(without.values()))
     view, ids = trainer.trainee.view(trainer.trainee.passes[0]), torch.arange(10)[None]
     assert torch.equal(view.logits(ids), view.logits(ids))

@@ -1,0 +1,66 @@
+"""Metrics and methods in plain words, for sentences, headings and model cards."""
+
+from __future__ import annotations
+
+UNITS = {"bits/byte": "bits per byte", "nats/token": "nats per token", "accuracy": "accuracy"}
+# What a metric of a text NAME measures; {text} stands for the text's name in words
+KINDS = {
+    "bits_per_byte": "bits per byte on {text}",
+    "cloze": "cloze accuracy on {text}",
+    "exact_match": "exact answers to {text}",
+}
+NOTES = {
+    "bits_per_byte": "Negative log-likelihood in bits of the held-out text (for pairs: of the "
+    "responses), divided by its UTF-8 bytes. Lower is better; independent of the tokenizer.",
+    "cloze": "Share of questions in which the true continuation of a text is the likeliest of "
+    "four of equal length. Higher is better; chance is 0.25.",
+    "exact_match": "Share of prompts whose greedily generated answer equals the reference. Higher "
+    "is better.",
+    "self_probe/bits_per_byte": "Bits per byte of the self-probe, text sampled from the base. "
+    "Lower is better; it rises as an arm finds the base's own text less likely.",
+    "self_probe/kl": "Kullback-Leibler divergence of the arm from the base, in nats per token, on "
+    "text sampled once from the base itself (the self-probe). 0 for the base; the more an arm "
+    "departs from what the base would say, the higher.",
+}
+
+
+def metric_words(metric: str, regime: str = "cpt") -> str:
+    """``target/bits_per_byte`` as "bits per byte on held-out target text"; others as they are."""
+    text, _, kind = metric.rpartition("/")
+    if metric == "self_probe/kl":
+        return "KL from the base on its own text"
+    if kind not in KINDS:
+        return metric
+    if text == "self_probe":
+        shown = "the base's own text"
+    elif text == "target":
+        prompts = "held-out target prompts" if kind == "exact_match" else "held-out target answers"
+        shown = "held-out target text" if regime == "cpt" else prompts
+    else:
+        shown = text.replace("_", " ")
+    return KINDS[kind].format(text=shown)
+
+
+def unit_words(unit: str) -> str:
+    """``nats/token`` as "nats per token"."""
+    return UNITS.get(unit, unit)
+
+
+def metric_note(metric: str) -> str | None:
+    """How a metric is defined, in a sentence or two; None for one that is not known here."""
+    return NOTES.get(metric) or NOTES.get(metric.rpartition("/")[2])
+
+
+def method_words(group: str) -> str:
+    """A method group in a sentence: ``lora r16`` as "LoRA of rank 16"."""
+    name, _, rank = group.partition(" r")
+    if name == "full":
+        return "full finetuning"
+    if name == "lora":
+        return f"LoRA of rank {rank}" if rank else "LoRA"
+    return group
+
+
+def sentence(text: str) -> str:
+    """``text`` with a capital first letter."""
+    return text[:1].upper() + text[1:]

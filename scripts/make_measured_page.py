@@ -1,0 +1,61 @@
+"""Write docs/measured.md from benchmarks/results/*.json, failures included."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "measured.md"
+HEAD = """\
+# Measured claims
+
+Each table comes from a script in `benchmarks/`, which writes its rows to `benchmarks/results/`; this
+page is made from those files by `make docs`. A ratio above 1 is in our favour. Peers ran in the same
+process, on the same weights and data, in turn.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD]
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        rows = json.loads(path.read_text())
+        first = rows[0]
+        versions = ", ".join(f"{name} {value}" for name, value in first["versions"].items())
+        parts.append(
+            f"\n## {path.stem}\n\n`{first['command']}`, {first['date']}, {first['device']}; "
+            f"{versions}.\n\n" + table(rows)
+        )
+    return "".join(parts)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table of measurements."""
+    lines = ["| claim | work | ours | peer | ratio | goal |", "|---|---|---|---|---|---|"]
+    for each in rows:
+        peer = each["peer"] or ""
+        if each["peer_value"] is not None:
+            peer = f"{number(each['peer_value'])} ({peer})"
+        ratio = "" if each["ratio"] is None else f"{each['ratio']:.2f}"
+        cells = (
+            each["name"],
+            each["work"],
+            f"{number(each['our_value'])} {each['unit']}",
+            peer,
+            ratio,
+            each["goal"] or "",
+        )
+        lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def number(value: Any) -> str:
+    """A value in at most four digits."""
+    return f"{value:.4g}" if isinstance(value, int | float) else str(value)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"{PAGE.relative_to(ROOT)} is written")

@@ -1,0 +1,129 @@
+"""The command line as a user meets it: real processes, exit codes, what is printed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+STUDY = """\
+name: tiny
+base: pocket
+regime: cpt
+target:
+  data: {from: json, path: rows.jsonl}
+  items: 4
+source: {self_probe: {samples: 2, tokens: 16}}
+training: {block_length: 32, batch_size: 2}
+arms:
+  - {method: full, learning_rate: 1e-3}
+  - {method: lora, rank: 2, learning_rate: 5e-3}
+budgets: {at: [4ba]}
+"""
+
+
+def paretune(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "paretune", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "study.yaml").write_text(STUDY)
+    rows = (f'{{"text": "value_{i} = {i} + {i}\\nprint(value_{i})\\n"}}' for i in range(99))
+    (folder / "rows.jsonl").write_text("\n".join(rows))
+    return folder
+
+
+def test_help_answers_at_once(tmp_path: Path) -> None:
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        result = paretune("--help", cwd=tmp_path)
+        seconds.append(time.perf_counter() - started)
+        assert result.returncode == 0
+    assert min(seconds) < 0.5
+    for command in ("demo", "recipes", "init", "plan", "run", "status", "report", "export"):
+        assert command in result.stdout
+
+
+def test_a_study_from_file_to_adapter(folder: Path) -> None:
+    planned = paretune("plan", "study.yaml", cwd=folder)
+    assert planned.returncode == 0, planned.stderr
+    assert "2 arms" in planned.stdout
+    assert "256 tokens (hot)" in planned.stdout
+    assert not (folder / "studies").exists(), "a plan leaves nothing behind"
+
+    done = paretune("run", "study.yaml", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("256 tokens: target/bits_per_byte") == 2
+    assert done.stdout.rstrip().endswith(str(folder / "studies" / "tiny" / "report.html"))
+    assert done.stderr == ""
+
+    status = paretune("status", "studies/tiny", cwd=folder)
+    assert "2 arms: 2 done" in status.stdout
+
+    exported = paretune("export", "studies/tiny", "lora", "--to", "adapter", cwd=folder)
+    assert exported.returncode == 0, exported.stderr
+    assert (folder / "adapter" / "adapter_model.safetensors").exists()
+
+    rebuilt = paretune("report", "studies/tiny", cwd=folder)
+    assert rebuilt.stdout.startswith("report: ")
+
+
+def test_recipes_are_listed_and_written(tmp_path: Path) -> None:
+    listed = paretune("recipes", cwd=tmp_path)
+    assert "pocket-cpt" in listed.stdout
+    written = paretune("init", "pocket-cpt", cwd=tmp_path)
+    assert "pocket-cpt.yaml is written" in written.stdout
+    again = paretune("init", "pocket-cpt", cwd=tmp_path)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert again.stderr.startswith("error: pocket-cpt.yaml: already there")
+    unknown = paretune("init", "pocket-ctp", cwd=tmp_path)
+    assert unknown.returncode == 2
+    assert "pocket-cpt" in unknown.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "nowhere.yaml"], "error: nowhere.yaml: there is no such file"),
+        (["plan", "typo.yaml"], "error: typo.yaml, line 11: arms[1].learning_rat: unknown key"),
+        (["status", "."], "error: .: no study here"),
+        (["report", "missing"], "error: missing: no study here"),
+        (["run", "study.yaml", "--device", "cuda:7"], "error: --device cuda:7: not available here"),
+        (["export", ".", "arm", "--to", "x"], "error: .: no study here"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, folder: Path
+) -> None:
+    (folder / "typo.yaml").write_text(STUDY.replace("2, learning_rate: 5e-3", "2, learning_rat: 1"))
+    result = paretune(*arguments, cwd=folder)
+    assert result.returncode == 2
+    assert result.stderr.startswith(message), result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_an_interrupted_run_says_how_to_go_on(folder: Path) -> None:
+    import signal
+
+    long = STUDY.replace("4ba", "4ep").replace("name: tiny", "name: long")
+    (folder / "long.yaml").write_text(long)
+    command = [sys.executable, "-m", "paretune", "run", "long.yaml"]
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("base:"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "interrupted; the same command goes on from the last saved state\n"

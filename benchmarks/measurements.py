@@ -26,7 +26,7 @@ def row(
     ratio: float | None = None,
     device: str | None = None,
 ) -> dict[str, Any]:
-    """One measurement, with device, versions, date and command; a ratio above 1 is in our favour."""
+    """One measurement, with device, versions, date and command; ratio > 1 is in our favour."""
     names = ("torch", "transformers", "peft", "numpy")
     return {
         "name": name,

@@ -10,8 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from paretune.analyse.frontier import frontier
+    from paretune.analyse.matched import matched
+    from paretune.analyse.results import tidy
     from paretune.errors import UserError, UserErrors
+    from paretune.report.figures import charts
+    from paretune.runner.card import card
     from paretune.runner.claims import claims
+    from paretune.runner.compare import compare
     from paretune.runner.export import export
     from paretune.runner.planner import StudyPlan, plan
     from paretune.runner.record import record_of as load
@@ -30,14 +36,20 @@ _WHERE = {
     "StudyPlan": "paretune.runner.planner",
     "UserError": "paretune.errors",
     "UserErrors": "paretune.errors",
+    "card": "paretune.runner.card",
+    "charts": "paretune.report.figures",
     "claims": "paretune.runner.claims",
+    "compare": "paretune.runner.compare",
     "export": "paretune.runner.export",
+    "frontier": "paretune.analyse.frontier",
     "load": "paretune.runner.record:record_of",
     "load_study": "paretune.study.yamlfile",
+    "matched": "paretune.analyse.matched",
     "parse_study": "paretune.study.yamlfile",
     "plan": "paretune.runner.planner",
     "run": "paretune.runner.run",
     "status": "paretune.runner.status",
+    "tidy": "paretune.analyse.results",
     "write_report": "paretune.runner.report",
 }
 
@@ -49,14 +61,20 @@ __all__ = [
     "StudyPlan",
     "UserError",
     "UserErrors",
+    "card",
+    "charts",
     "claims",
+    "compare",
     "export",
+    "frontier",
     "load",
     "load_study",
+    "matched",
     "parse_study",
     "plan",
     "run",
     "status",
+    "tidy",
     "write_report",
 ]
 

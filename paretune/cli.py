@@ -29,13 +29,22 @@ StudyFolder = Annotated[Path, typer.Argument(help="A study's folder.", metavar="
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="The study's folder.")] = Path("pocket-study"),
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The study's folder; pocket-study, or pocket-instruct."),
+    ] = None,
+    instruct: Annotated[
+        bool, typer.Option("--instruct", help="The study of instruction finetuning instead.")
+    ] = False,
 ) -> None:
     """Run the embedded pocket study (a few minutes on two CPU cores)."""
     from paretune.study.recipes import read_recipe
     from paretune.study.yamlfile import parse_study
 
-    _run(parse_study(read_recipe("pocket-cpt"), "pocket-cpt.yaml"), out, None)
+    recipe, folder = (
+        ("pocket-ift", "pocket-instruct") if instruct else ("pocket-cpt", "pocket-study")
+    )
+    _run(parse_study(read_recipe(recipe), f"{recipe}.yaml"), out or Path(folder), None)
 
 
 @app.command()
@@ -98,11 +107,53 @@ def status(folder: StudyFolder) -> None:
 
 
 @app.command()
-def report(folder: StudyFolder) -> None:
+def report(
+    folder: StudyFolder,
+    pdf: Annotated[bool, typer.Option("--pdf", help="Write the figures as PDF too.")] = False,
+) -> None:
     """Rebuild results.parquet, results.csv, the figures and report.html."""
     from paretune.runner.report import write_report
 
-    typer.echo(f"report: {write_report(folder).resolve()}")
+    typer.echo(f"report: {write_report(folder, pdf=pdf).resolve()}")
+
+
+@app.command()
+def compare(
+    folders: Annotated[
+        list[str],
+        typer.Argument(
+            help="Studies' folders, or the paper's points: paper:code_cpt.", metavar="DIR..."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path(
+        "comparison.html"
+    ),
+) -> None:
+    """Put studies side by side on one page."""
+    from paretune.runner.compare import compare as write
+
+    typer.echo(f"comparison: {write(folders, out).resolve()}")
+
+
+@app.command()
+def card(
+    folder: StudyFolder,
+    arm: Annotated[
+        str,
+        typer.Argument(help="An arm, at its last budget or at one given.", metavar="ARM[@BUDGET]"),
+    ],
+    to: Annotated[Path | None, typer.Option("--to", help="The file to write.")] = None,
+) -> None:
+    """Print or write an arm's model card: what it learned and forgot, and how it was made."""
+    from paretune.files import write_text
+    from paretune.runner.card import card as make
+
+    text = make(folder, arm)
+    if to is None:
+        typer.echo(text, nl=False)
+        return
+    write_text(to, text)
+    typer.echo(f"model card: {to}")
 
 
 @app.command()
@@ -111,6 +162,27 @@ def claims(folder: StudyFolder) -> None:
     from paretune.runner.claims import claims_text, judge
 
     _print(claims_text(*judge(folder)))
+
+
+@app.command()
+def advise(
+    folder: StudyFolder,
+    forget_at_most: Annotated[
+        float | None,
+        typer.Option("--forget-at-most", help="The most that may be forgotten, in its unit."),
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option("--memory", help="Of the device that will train: 24GB.")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option("--metric", help="Of forgetting; the study's by default.")
+    ] = None,
+) -> None:
+    """Say which arm to take at which budget, how surely, and what to run next."""
+    from paretune.runner.advise import advice, advice_text
+
+    found = advice(folder, forget_at_most=forget_at_most, memory=memory, metric=metric)
+    _print(advice_text(found, folder))
 
 
 @app.command()

@@ -11,9 +11,9 @@ PAGE = ROOT / "docs" / "measured.md"
 HEAD = """\
 # Measured claims
 
-Each table comes from a script in `benchmarks/`, which writes its rows to `benchmarks/results/`; this
-page is made from those files by `make docs`. A ratio above 1 is in our favour. Peers ran in the same
-process, on the same weights and data, in turn.
+Each table comes from a script in `benchmarks/`, which writes its rows to `benchmarks/results/`;
+`make docs` makes this page from those files. A ratio above 1 is in our favour. Peers ran in the
+same process, on the same weights and data, in turn.
 """
 
 

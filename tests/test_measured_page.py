@@ -14,7 +14,8 @@ FIELDS = {
 
 
 def test_the_page_is_up_to_date() -> None:
-    spec = importlib.util.spec_from_file_location("make", ROOT / "scripts" / "make_measured_page.py")
+    script = ROOT / "scripts" / "make_measured_page.py"
+    spec = importlib.util.spec_from_file_location("make_measured_page", script)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

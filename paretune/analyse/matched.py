@@ -123,7 +123,7 @@ def matched_difference(
         reason = f"{CANNOT}: {' and '.join(missing)} has no points"
         return Matched(a, b, None, None, None, Estimate(None, None, None, None, 0, reason))
     (xa, ya), (xb, yb) = groups[a], groups[b]
-    levels = np.minimum(xa.max(axis=1), xb.max(axis=1))
+    levels = top_level(xa, xb)
     draws_a, draws_b = envelope_at(xa, ya, levels), envelope_at(xb, yb, levels)
     level, at_a, at_b = float(levels[0]), float(draws_a[0]), float(draws_b[0])
     count = min(e.n for e in points.forgetting)
@@ -142,6 +142,17 @@ def matched_difference(
     stderr = float(np.nanstd(draws, ddof=1)) if low is not None else None
     difference = Estimate(at_a - at_b, stderr, low, high, count, missing_interval)
     return Matched(a, b, level, at_a, at_b, difference)
+
+
+def top_level(learning_a: Floats, learning_b: Floats) -> Floats:
+    """[R] the largest learning that both of two sets of points [R, P] reached."""
+    return np.asarray(np.minimum(learning_a.max(axis=1), learning_b.max(axis=1)))
+
+
+def forgetting_gap(xa: Floats, ya: Floats, xb: Floats, yb: Floats) -> Floats:
+    """[R] forgetting of a minus b at the largest learning both reached, from [R, P] points."""
+    levels = top_level(xa, xb)
+    return envelope_at(xa, ya, levels) - envelope_at(xb, yb, levels)
 
 
 def equal_rate(record: StudyRecord) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Arms at budgets as points of learning and forgetting, with paired bootstrap draws of both."""
+"""Arms at budgets as points of learning and forgetting, with paired draws of both."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from paretune.analyse.statistics import (
     align,
     bootstrap_scores,
     change_sign,
+    effective_degrees,
     paired_difference,
 )
 
@@ -43,6 +44,7 @@ class Points:
     learning_draws: Floats = field(default_factory=lambda: np.zeros((0, 0)))
     forgetting_draws: Floats = field(default_factory=lambda: np.zeros((0, 0)))
     resampled: int = 0  # fewest clusters of the two axes: below 2, draws say nothing
+    degrees: tuple[float, float] | None = None  # of the errors of the two axes
     left_out: dict[Point, str] = field(default_factory=dict)
     reason: str | None = None
 
@@ -98,15 +100,17 @@ def measured(
     if not result.points:
         result.reason = "no arm has scores on both metrics"
         return result
-    draws, clusters = [], []
+    draws, clusters, degrees = [], [], []
     for axis, metric in enumerate(metrics):
         frames = [base[axis], *(outcomes[point][axis] for point in result.points)]
         aligned = align(frames)  # type: ignore[arg-type]
-        clusters.append(int(aligned.clusters.max()) + 1)
+        clusters.append(aligned.count)
+        degrees.append(effective_degrees(aligned) if aligned.count > 1 else 0.0)
         scores = bootstrap_scores(aligned, resamples, seed + axis)
         draws.append(_sign(record, metric) * (scores[:, 1:] - scores[:, :1]))
     result.learning_draws, result.forgetting_draws = draws
     result.resampled = min(clusters)
+    result.degrees = (degrees[0], degrees[1])
     return result
 
 

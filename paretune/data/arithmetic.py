@@ -67,12 +67,12 @@ LARGEST_COUNT = 100_000
 def problems(count: int, seed: int) -> Iterator[Pair]:
     """Yield ``count`` problems with distinct prompts, the same for a seed on every machine.
 
-    Half are sums, half differences; every number, the result too, has one digit. That leaves few
-    enough facts for a small model to meet each many times in 100,000 tokens, and the facts of a
-    held-out problem are known from other stories: what is learned is to read the story.
+    Half are sums, half differences of two numbers from 2 to 9: so few facts that a small model
+    meets each many times in 100,000 tokens. The facts of a held-out problem are known from other
+    stories; what has to be learned is to read the story too.
 
-    The response is the whole calculation, such as ``3+4=7``. A model that guesses the commonest
-    result is right in one of a hundred, where it would be in one of six by the bare number.
+    The response is the whole calculation, such as ``3+4=7``: guessing the commonest one is right
+    once in fifty times, where guessing the commonest bare result would be right once in eight.
 
     Raises:
         UserError: more problems than there are distinct ones.
@@ -111,7 +111,8 @@ class _Draw:
 
 
 def _problem(draw: _Draw) -> tuple[str, str]:
-    """A prompt and its response. A number in a story is at least 2: "1 books" is no English."""
+    """A prompt and its response."""
+    # Numbers begin at 2, because "1 books" is no English
     a, b = draw.between(2, 9), draw.between(2, 9)
     if draw.between(0, 1):
         story, answer = draw.of(SUMS), f"{a}+{b}={a + b}"

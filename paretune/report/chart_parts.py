@@ -133,7 +133,9 @@ def end_labels(
 def line_name(findings: Findings, key: str) -> str:
     """What a line is called at its end: ``full`` or ``r16``, with the rest where that is shared."""
     series = findings.series_by_id[key]
-    leads = [one for one in findings.series if one.group == series.group and one.id in findings.leads]
+    leads = [
+        one for one in findings.series if one.group == series.group and one.id in findings.leads
+    ]
     if len(leads) == 1:
         return series.group.removeprefix("lora ")
     return f"{series.group} {series.short.removeprefix('lr ')}".removeprefix("lora ")

@@ -7,7 +7,7 @@ from typing import Any
 
 from paretune.analyse.record import StudyRecord
 from paretune.report.findings import Findings
-from paretune.report.style import group_colour, interval, number, seconds, size, tokens
+from paretune.report.style import group_colour, interval, number, seconds, size
 from paretune.report.words import metric_note, sentence
 
 VERDICTS = ("supported", "contradicted", "unresolved")
@@ -134,6 +134,15 @@ def claims_of(content: Any) -> dict[str, Any]:
         )
     counts = {name: sum(row["verdict"] == name for row in rows) for name in VERDICTS}
     return {"rows": rows, "counts": counts, "notes": content.get("notes", [])}
+
+
+def advice_of(content: Any) -> dict[str, Any] | None:
+    """Headline, reasons, next experiments and notes of a ledger's advice.json; None without one."""
+    content = _dict(content)
+    if not content.get("headline"):
+        return None
+    lists = {name: list(content.get(name) or []) for name in ("why", "next", "notes")}
+    return {"headline": content["headline"], **lists}
 
 
 def _dict(value: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from paretune.analyse.record import StudyRecord
 from paretune.report.findings import Findings
 from paretune.report.frontier_chart import frontier
 from paretune.report.line_charts import loss, over_rates, over_tokens
@@ -16,7 +17,7 @@ MAIN = ["learning", "forgetting", "rate-learning", "rate-forgetting", "loss"]
 
 def figures(findings: Findings) -> dict[str, alt.LayerChart]:
     """Every figure that the study has data for, by file name, in the order of the page."""
-    charts: dict[str, alt.LayerChart | None] = {
+    drawn: dict[str, alt.LayerChart | None] = {
         frontier_name(findings, metric): frontier(findings, metric) for metric in findings.points
     }
     main = [
@@ -26,11 +27,16 @@ def figures(findings: Findings) -> dict[str, alt.LayerChart]:
         over_rates(findings, findings.main),
         loss(findings),
     ]
-    charts |= dict(zip(MAIN, main, strict=True))
+    drawn |= dict(zip(MAIN, main, strict=True))
     shown = {findings.learning, findings.main}
     for metric in (m for m in findings.record.metrics() if m not in shown):
-        charts[f"change-{_file(metric)}"] = over_tokens(findings, metric)
-    return {name: chart for name, chart in charts.items() if chart is not None}
+        drawn[f"change-{_file(metric)}"] = over_tokens(findings, metric)
+    return {name: chart for name, chart in drawn.items() if chart is not None}
+
+
+def charts(record: StudyRecord) -> dict[str, alt.LayerChart]:
+    """The report's figures of a study as altair charts, by file name."""
+    return figures(Findings.of(record))
 
 
 def specifications(charts: dict[str, alt.LayerChart]) -> dict[str, dict[str, Any]]:

@@ -39,28 +39,37 @@ class Findings:
     equal_rate: pd.DataFrame
 
     @classmethod
-    def of(cls, record: StudyRecord) -> Findings:
-        """Compute everything; a study without scores gives empty tables."""
+    def of(cls, record: StudyRecord, points: Points | None = None) -> Findings:
+        """Compute everything; a study without scores gives empty tables.
+
+        ``points`` stands for what is measured from outcomes where those are not there: then only
+        its own forgetting metric is looked at.
+        """
         record = record.cached()
-        points = {
-            metric: measured(record, forgetting=metric) for metric in record.forgetting_metrics()
-        }
-        main = record.config.forgetting_metric()
-        if main not in points:
-            points = {main: measured(record), **points}
+        if points is not None:
+            by_metric = {points.forgetting_metric: points}
+        else:
+            by_metric = {
+                metric: measured(record, forgetting=metric)
+                for metric in record.forgetting_metrics()
+            }
+            main = record.config.forgetting_metric()
+            if main not in by_metric:
+                by_metric = {main: measured(record), **by_metric}
+        first = next(iter(by_metric.values()))
         groups = {arm: method_group(config) for arm, config in record.arms.items()}
         return cls(
             record=record,
             results=tidy(record),
             names=record.names(),
             groups=groups,
-            points=points,
+            points=by_metric,
             frontiers={
                 metric: frontier(record, forgetting=metric, points=these)
-                for metric, these in points.items()
+                for metric, these in by_metric.items()
             },
-            compared=_compared(record, points[main], groups),
-            levels=matched(record, _levels(points[main]), points=points[main]),
+            compared=_compared(record, first, groups),
+            levels=matched(record, _levels(first), points=first),
             equal_rate=equal_rate(record),
         )
 
@@ -86,12 +95,12 @@ class Findings:
     @property
     def learning(self) -> str:
         """The metric of the learning axis."""
-        return self.record.learning_metric()
+        return self.points[self.main].learning_metric
 
     @property
     def main(self) -> str:
         """The forgetting metric that the study's frontier is drawn with."""
-        return self.record.config.forgetting_metric()
+        return next(iter(self.points))
 
     def unit(self, metric: str) -> str:
         """Unit of a metric's values and changes; empty when it has no scores."""

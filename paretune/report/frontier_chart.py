@@ -145,7 +145,8 @@ def _with_fits(rows: pd.DataFrame) -> pd.DataFrame:
     # Most learning first, and a series' largest budget before its smaller ones
     kept = rows[rows["on_frontier"]].sort_values("learning", ascending=False, kind="stable")
     seen: set[str] = set()
-    first, second = [], []
+    first: list[int] = []
+    second: list[int] = []
     for index, series in kept["series"].items():
         (second if series in seen else first).append(int(index))  # type: ignore[call-overload]
         seen.add(str(series))
@@ -163,7 +164,7 @@ def _ranges(rows: pd.DataFrame) -> tuple[Range, Range]:
     """Axes with room for labels on the right, and for the base's name beneath it."""
     kept = rows[rows["on_frontier"] | rows["lead"]]
     return (
-        axis_range(rows["learning"], keep=kept["learning"], above=0.24),
+        axis_range(rows["learning"], keep=kept["learning"], above=0.28),
         axis_range(rows["forgetting"], keep=kept["forgetting"], below=0.1),
     )
 

@@ -116,7 +116,11 @@ def loss(findings: Findings) -> alt.LayerChart | None:
     shown.append(alt.Tooltip("tokens:Q", format=".3~s"))
     return layered(
         "Training loss",
-        [f"mean over steps in at most {LOSS_BINS} bins", _emphasis(findings), _beyond(rows, height)],
+        [
+            f"mean over steps in at most {LOSS_BINS} bins",
+            _emphasis(findings),
+            _beyond(rows, height),
+        ],
         chart.mark_line().encode(
             x=x,
             y=y,
@@ -157,11 +161,7 @@ def _lines_and_points(
         if detail == "sweep:N"
         else shaded(0.9, 0.3) | {"strokeWidth": _stroke()}
     )
-    layers = [
-        alt.Chart(means)
-        .mark_line()
-        .encode(x=x, y=y, color=colour, detail=detail, **line)
-    ]
+    layers = [alt.Chart(means).mark_line().encode(x=x, y=y, color=colour, detail=detail, **line)]
     several = means[means["low"] < means["high"]] if detail == "series:N" else means.iloc[:0]
     if len(several):
         layers.append(
@@ -173,7 +173,7 @@ def _lines_and_points(
                 y2="high:Q",
                 color=colour,
                 detail=detail,
-                **shaded(0.18, 0.08, fill=True),
+                **shaded(0.18, 0.06, fill=True),
             )
         )
     if len(bars):
@@ -237,8 +237,8 @@ def _changes(findings: Findings, metric: str) -> pd.DataFrame | None:
 
 def _means(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """Mean, smallest and largest change over the arms of each combination of ``keys``."""
-    changes = rows.groupby(keys, sort=True, as_index=False)["change"]
-    means = changes.agg(change="mean", low="min", high="max")
+    named = {"change": ("change", "mean"), "low": ("change", "min"), "high": ("change", "max")}
+    means: pd.DataFrame = rows.groupby(keys, sort=True, as_index=False).agg(**named)
     return means.sort_values(keys, kind="stable", ignore_index=True)
 
 

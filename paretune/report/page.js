@@ -19,7 +19,7 @@
     return spec;
   };
 
-  const idsOf = (element) => element.dataset.series.split(" ");
+  const idsOf = (element) => element.dataset.series.split("|");
   const chips = [...document.querySelectorAll(".chip, .group .whole")];
   const clear = document.getElementById("clear");
 

@@ -17,12 +17,16 @@ from paretune.report.words import unit_words
 
 
 def page(
-    findings: Findings, specifications: dict[str, dict[str, Any]], *, claims: Any = None
+    findings: Findings,
+    specifications: dict[str, dict[str, Any]],
+    *,
+    claims: Any = None,
+    advice: Any = None,
 ) -> str:
     """The page of a study, from its findings and its figures' Vega-Lite specifications.
 
-    ``claims`` is what the ledger's claims.json holds. Names from the study are escaped wherever
-    they appear. A content security policy forbids every network request.
+    ``claims`` and ``advice`` are what the ledger's claims.json and advice.json hold. Names from
+    the study are escaped wherever they appear. A content security policy forbids every network request.
     """
     record = findings.record
     arms = tables.arm_rows(findings)
@@ -52,6 +56,7 @@ def page(
         levels=tables.level_rows(findings),
         equal_rate=tables.equal_rate_rows(findings),
         claims=facts.claims_of(claims),
+        advice=facts.advice_of(advice),
         costs=facts.cost_rows(findings),
         data=facts.data_rows(record),
         facts=facts.facts(record),

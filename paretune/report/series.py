@@ -46,9 +46,7 @@ def all_series(record: StudyRecord) -> list[Series]:
         group = method_group(config)
         sweep = config.model_copy(update={"learning_rate": 1.0}).id
         short = names[key].removeprefix(group).strip() or names[key]
-        series.append(
-            Series(key, sweep, names[key], short, group, config, tuple(members[key]))
-        )
+        series.append(Series(key, sweep, names[key], short, group, config, tuple(members[key])))
     return sorted(
         series, key=lambda one: (group_order(one.group), one.config.learning_rate, one.name)
     )
@@ -69,9 +67,7 @@ def leading(series: list[Series], results: pd.DataFrame, learning: str) -> set[s
         parts = [by_arm[arm] for arm in one.arms if arm in by_arm]
         last = max((int(part["tokens"].max()) for part in parts), default=0)
         at_last = [
-            float(change)
-            for part in parts
-            for change in part.loc[part["tokens"] == last, "change"]
+            float(change) for part in parts for change in part.loc[part["tokens"] == last, "change"]
         ]
         learned[one.id] = (last, sum(at_last) / len(at_last) if at_last else -math.inf)
     best: dict[str, str] = {}

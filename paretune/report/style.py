@@ -16,7 +16,9 @@ OTHER = "#7d828a"
 RANK_STOPS = [(0, "#5fa82f"), (2, "#1fa08c"), (4, "#2191c9"), (6, "#4a6ee0"), (8, "#8848cf")]
 LAST_STOP = (11, "#b0308f")
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right"]
-DASHES = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [10, 4], [4, 1], [1, 3]]
+# Studies side by side: colours that stay apart without colour vision (after Okabe and Ito, 2008),
+# darkened or lightened to about 3:1 against both pages
+STUDIES = ["#0a72b8", "#d9600f", "#0a9a74", "#b8589a", "#9a7a08", "#4f93c4", "#7d828a"]
 
 
 def group_colour(group: str) -> str:

@@ -11,6 +11,7 @@ from paretune.report.findings import Findings
 from paretune.report.style import group_colour, interval, number, seconds, tokens
 from paretune.report.words import sentence, unit_words
 
+
 def scores(findings: Findings) -> dict[str, Any]:
     """One row per arm and budget (the base first), a value and a change per metric.
 

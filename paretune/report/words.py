@@ -4,6 +4,10 @@ from __future__ import annotations
 
 UNITS = {"bits/byte": "bits per byte", "nats/token": "nats per token", "accuracy": "accuracy"}
 # What a metric of a text NAME measures; {text} stands for the text's name in words
+NAMED = {
+    "self_probe/kl": "KL from the base on its own text",
+    "forgetting_score": "the mean accuracy on HellaSwag, ARC-Challenge and WinoGrande",
+}
 KINDS = {
     "bits_per_byte": "bits per byte on {text}",
     "cloze": "cloze accuracy on {text}",
@@ -27,8 +31,8 @@ NOTES = {
 def metric_words(metric: str, regime: str = "cpt") -> str:
     """``target/bits_per_byte`` as "bits per byte on held-out target text"; others as they are."""
     text, _, kind = metric.rpartition("/")
-    if metric == "self_probe/kl":
-        return "KL from the base on its own text"
+    if metric in NAMED:
+        return NAMED[metric]
     if kind not in KINDS:
         return metric
     if text == "self_probe":

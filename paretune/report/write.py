@@ -41,13 +41,12 @@ def write_report(record: StudyRecord, folder: Path, *, pdf: bool = False) -> Pat
     drawn = specifications(figures(findings))
     write_figures(drawn, folder / "figures", pdf=pdf)
     report = folder / "report.html"
-    write_text(report, page(findings, drawn, claims=_claims(folder)))
+    said = {name: _said(folder, name) for name in ("claims", "advice")}
+    write_text(report, page(findings, drawn, **said))
     return report
 
 
-def write_figures(
-    drawn: Mapping[str, dict[str, Any]], folder: Path, *, pdf: bool = False
-) -> None:
+def write_figures(drawn: Mapping[str, dict[str, Any]], folder: Path, *, pdf: bool = False) -> None:
     """Write each figure as SVG and PNG, and a README.md that says what each shows."""
     for name, specification in drawn.items():
         svg, png = render(specification)
@@ -83,7 +82,7 @@ def _index(drawn: Mapping[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _claims(folder: Path) -> Any:
-    """The study's score card of claims, where one was written."""
-    path = folder / "claims.json"
+def _said(folder: Path, name: str) -> Any:
+    """What claims.json or advice.json of a study holds; None where it was not written."""
+    path = folder / f"{name}.json"
     return read_json(path) if path.exists() else None

@@ -7,14 +7,15 @@ from pathlib import Path
 
 from paretune.errors import UserError
 from paretune.model.export import ADAPTER, merge, save_tokenizer
+from paretune.runner.card import write_card
 from paretune.runner.ledger import Ledger
-from paretune.study.quantity import Quantity
+from paretune.runner.naming import find_arm, find_budget
 
 
 def export(
     folder: Path | str, arm: str, to: Path | str, *, merged: bool = False
 ) -> tuple[str, int, Path]:
-    """Write an arm's checkpoint where PEFT or transformers loads it.
+    """Write an arm's checkpoint where PEFT or transformers loads it, with a model card beside it.
 
     Args:
         folder: the study.
@@ -31,7 +32,7 @@ def export(
     """
     ledger, to = Ledger.open(Path(folder)), Path(to)
     name, _, budget = arm.partition("@")
-    arm_id = _find(ledger, name)
+    arm_id = find_arm(ledger, name)
     tokens = _budget(ledger, arm_id, budget)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"{to}: already there and not empty; give another folder with --to")
@@ -39,6 +40,7 @@ def export(
     base = ledger.study().config.base
     if merged and (checkpoint / ADAPTER).exists():
         merge(checkpoint, base, to)
+        write_card(ledger, arm_id, tokens, to / "README.md", merged=True)
         return arm_id, tokens, to
     to.mkdir(parents=True, exist_ok=True)
     for path in sorted(checkpoint.iterdir()):
@@ -46,18 +48,8 @@ def export(
             shutil.copy2(path, to / path.name)
     if not (checkpoint / ADAPTER).exists():
         save_tokenizer(to, base)
+    write_card(ledger, arm_id, tokens, to / "README.md")
     return arm_id, tokens, to
-
-
-def _find(ledger: Ledger, name: str) -> str:
-    arms = list(ledger.arms())
-    if name in arms:
-        return name
-    found = [a for a in arms if name and (a.startswith(name) or a.endswith(name))]
-    if len(found) == 1:
-        return found[0]
-    problem = "several arms match" if found else "no such arm"
-    raise UserError(f"{problem} '{name}' in {ledger.folder}; there is {', '.join(found or arms)}")
 
 
 def _budget(ledger: Ledger, arm_id: str, budget: str) -> int:
@@ -67,15 +59,4 @@ def _budget(ledger: Ledger, arm_id: str, budget: str) -> int:
         raise UserError(
             f"{arm_id}: no checkpoint is kept; run the study with checkpoints: {{keep: last}}"
         )
-    if not budget:
-        return have[-1]
-    try:
-        wanted = Quantity.parse(budget)
-    except ValueError as error:
-        raise UserError(f"{arm_id}@{budget}: {error}") from None
-    # A budget is rounded up to a whole step, so take the first checkpoint that is not before it
-    reached = [tokens for tokens in have if wanted.unit == "tok" and tokens >= wanted.amount]
-    if not reached or reached[0] > 2 * wanted.amount:
-        shown = ", ".join(str(tokens) for tokens in have)
-        raise UserError(f"{arm_id}@{budget}: no checkpoint at that budget; there is {shown}")
-    return reached[0]
+    return find_budget(arm_id, budget, have, "checkpoint")

@@ -114,7 +114,7 @@ class Hub(Strict):
 
 
 class Arithmetic(Strict):
-    """Generated arithmetic word problems with short numeric answers (instruction pairs)."""
+    """Generated arithmetic word problems, answered by a line such as 3+4=7 (instruction pairs)."""
 
     from_: Literal["arithmetic"] = Field(alias="from")
     count: StrictInt = Field(default=4000, ge=1, description="number of distinct problems")

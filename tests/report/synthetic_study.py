@@ -71,6 +71,17 @@ def pocket_arms() -> list[ArmConfig]:
     return [*full, *lora]
 
 
+def many_arms() -> list[ArmConfig]:
+    """60 arms: full and four ranks, four learning rates each, three seeds."""
+    settings = [{"method": "full", "learning_rate": lr} for lr in (1e-4, 3e-4, 1e-3, 3e-3)]
+    settings += [
+        {"method": "lora", "rank": rank, "learning_rate": lr}
+        for rank in (4, 16, 64, 256)
+        for lr in (3e-4, 1e-3, 3e-3, 1e-2)
+    ]
+    return [ArmConfig(**one, seed=seed) for one in settings for seed in (0, 1, 2)]
+
+
 def scores_frame(items: dict) -> pd.DataFrame:
     """Scores as the evaluation would state them, from the outcomes."""
     rows = []

@@ -13,6 +13,7 @@ import pandas as pd
 from synthetic_study import METRICS, config, items_frame, pocket_arms, record_of, study
 
 from paretune.report.answer import answer
+from paretune.report.compare import Studied, compare_page, differences, shared_metrics
 from paretune.report.figures import figures, specifications
 from paretune.report.findings import Findings
 from paretune.report.page import embedded_json, page
@@ -301,3 +302,90 @@ def test_colours_are_fixed_by_rank_and_stand_out_on_both_pages() -> None:
     ranks = [luminance(group_colour(f"lora r{2**i}")) for i in (0, 2, 4, 6, 8)]
     assert ranks == sorted(ranks, reverse=True)
     assert group_colour("lora r100000") == group_colour("lora r2048")
+
+
+def test_claims_and_advice_of_the_ledger_are_on_the_page(tmp_path: Path) -> None:
+    claim = {
+        "claim": "less",
+        "sentence": "LoRA learns less <b>always</b>.",
+        "source": "a paper",
+        "effect": 0.5,
+        "interval": [0.4, 0.6],
+        "unit": "bits/byte",
+        "reason": "because it did",
+        "what_would_resolve_it": None,
+    }
+    open_claim = claim | {
+        "verdict": "unresolved",
+        "effect": None,
+        "interval": None,
+        "what_would_resolve_it": "more items",
+    }
+    claims = {"claims": [claim | {"verdict": "supported"}, open_claim], "notes": ["a note"]}
+    advice = {"headline": "Take full.", "why": ["It learned 1."], "next": ["Run more."]}
+    (tmp_path / "claims.json").write_text(json.dumps(claims))
+    (tmp_path / "advice.json").write_text(json.dumps(advice))
+    reader = Reader(write_report(study(metrics=TWO), tmp_path).read_text())
+    assert "1 supported, 0 contradicted, 1 unresolved" in reader.text
+    assert "LoRA learns less <b>always</b>." in reader.text
+    assert "b" not in reader.tags
+    assert "to settle it: more items" in reader.text
+    assert "0.400 to 0.600" in reader.text
+    assert "Take full. It learned 1. What to run next Run more." in reader.text
+
+
+def test_costs_are_listed_by_series(pocket_report: Path) -> None:
+    text = Reader((pocket_report / "report.html").read_text()).text
+    assert "Cost of each arm" in text
+    assert "seconds per million tokens" in text
+    assert "62.5" in text  # 12.5 s for 200,000 tokens
+    stripped = Reader(words_html(study(metrics=TWO, status={}), seconds=0.0)).text
+    assert "Cost of each arm" not in stripped
+
+
+def words_html(record, seconds: float) -> str:
+    for status in record.status.values():
+        status["seconds"] = seconds
+    findings = Findings.of(record)
+    return page(findings, specifications(figures(findings)))
+
+
+def test_seeds_share_a_chip_and_repeats_are_counted() -> None:
+    arms = [ArmConfig(method="full", learning_rate=1e-3, seed=seed) for seed in (0, 1, 2)]
+    arms.append(ArmConfig(method="lora", rank=4, learning_rate=1e-3))
+    states = {arms[2].id: {"state": "diverged", "step": 3, "reason": "the loss is not a number"}}
+    record = study(arms=arms, metrics=TWO, status=states)
+    findings = Findings.of(record)
+    assert [(one.name, len(one.arms)) for one in findings.series] == [
+        ("full lr 0.001", 3),
+        ("lora r4 lr 0.001", 1),
+    ]
+    text = words_of(record)
+    assert "0.001 ×3" in text
+    assert "1 diverged" in text
+    assert "4 arms (1 diverged, 3 done), 2 of them repeats under other seeds" in text
+
+
+def test_of_many_rates_the_one_that_learned_most_is_bold() -> None:
+    arms = [ArmConfig(method="full", learning_rate=lr) for lr in (1e-4, 3e-4, 1e-3)]
+    arms += [
+        ArmConfig(method="lora", rank=rank, learning_rate=lr)
+        for rank in (4, 16)
+        for lr in (3e-4, 1e-3, 4e-3)
+    ]
+    findings = Findings.of(study(arms=arms, metrics=TWO))
+    leads = sorted(findings.series_by_id[key].name for key in findings.leads)
+    assert leads == ["full lr 0.001", "lora r16 lr 0.004", "lora r4 lr 0.004"]
+
+
+def test_studies_without_shared_metrics_are_told_apart(tmp_path: Path) -> None:
+    one = study(arms=pocket_arms()[:3], metrics=TWO)
+    two = study(arms=pocket_arms()[:3], metrics=("target/bits_per_byte", "prose/cloze"), seed=3)
+    nothing = _without_scores({"state": "running", "step": 7})
+    pair = [Studied("one", Findings.of(one)), Studied("two", Findings.of(two))]
+    assert shared_metrics(pair) == ("target/bits_per_byte", [])
+    text = Reader(compare_page(pair)).text
+    assert "No forgetting metric was scored in every study" in text
+    assert differences(pair) == []
+    pair[1] = Studied("two", Findings.of(nothing))
+    assert "No arm has been scored yet" in Reader(compare_page(pair)).text

@@ -186,11 +186,15 @@ class Evidence:
         if points.resampled < 2:
             reason = "one item has no interval"
             return Effect(Estimate(value, None, None, None, n, reason))
-        clusters = points.resampled
-        items = float((draws @ c).var(ddof=1)) * clusters / (clusters - 1)
+        # Draws of a t distribution vary more than their standard error by d / (d - 2)
+        free = points.degrees[column] if points.degrees else points.resampled - 1.0
+        shrink = (free + 1) / free
+        if points.degrees:
+            shrink = (free - 2) / free if free > 3 else 1.0
+        items = float((draws @ c).var(ddof=1)) * shrink
         runs = self._run_variance(column, c)
         stderr = float(np.sqrt(items + runs))
-        parts = [(items, clusters - 1), (runs, self.repeats[1])]
+        parts = [(items, free), (runs, float(self.repeats[1]))]
         degrees = _degrees(parts)
         half = t_quantile(degrees) * stderr
         estimate = Estimate(value, stderr, value - half, value + half, n)
@@ -280,7 +284,7 @@ def regularisation(config: ArmConfig) -> tuple[float, float]:
     return config.decay, config.attention_dropout or 0.0
 
 
-def two_sided(value: float, stderr: float, degrees: int) -> float:
+def two_sided(value: float, stderr: float, degrees: float) -> float:
     """Two-sided p of Student's t."""
     from scipy.special import stdtr
 
@@ -289,8 +293,8 @@ def two_sided(value: float, stderr: float, degrees: int) -> float:
     return float(2 * stdtr(degrees, -abs(value) / stderr))
 
 
-def _degrees(parts: list[tuple[float, int]]) -> int:
+def _degrees(parts: list[tuple[float, float]]) -> float:
     """Welch and Satterthwaite: of a sum of variances, each with its degrees of freedom."""
     total = sum(variance for variance, _ in parts)
     spread = sum(variance**2 / degrees for variance, degrees in parts if variance and degrees)
-    return max(1, round(total**2 / spread)) if spread else max(1, parts[0][1])
+    return max(1.0, round(total**2 / spread)) if spread else max(1.0, parts[0][1])

@@ -1,0 +1,133 @@
+"""Advice on a study's ledger: advice.json in its folder, and the same as text."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import textwrap
+from pathlib import Path
+
+from paretune.analyse.advice import Advice, advise
+from paretune.errors import UserError
+from paretune.files import write_json
+from paretune.runner.ledger import Ledger
+from paretune.runner.record import read_record
+from paretune.runner.tables import duration, size
+from paretune.runner.workspace import check_arms
+from paretune.study.plan import Machine, make_plan
+
+UNITS = {"": 1, "B": 1, "MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30}
+
+
+def advice(
+    folder: Path | str,
+    *,
+    forget_at_most: float | None = None,
+    memory: int | str | None = None,
+    metric: str | None = None,
+) -> Advice:
+    """Which arm of the study in ``folder`` to take, and what to run next; writes advice.json.
+
+    Args:
+        forget_at_most: the most that may be forgotten, in the forgetting metric's unit.
+        memory: bytes of the device that is to train it, or text such as 24GB.
+        metric: the forgetting metric; the study's own by default.
+
+    Raises:
+        UserError: no study there, an unknown metric, or a limit that is not a size.
+    """
+    ledger = Ledger.open(Path(folder))
+    record = read_record(ledger)
+    bytes_ = parse_memory(memory)
+    if metric is not None and metric not in record.forgetting_metrics():
+        known = ", ".join(record.forgetting_metrics()) or "none yet"
+        raise UserError(f"--metric: {metric} is no scored metric of forgetting; there is {known}")
+    trained, needs = sizes(ledger)
+    found = advise(
+        record,
+        forget_at_most=forget_at_most,
+        metric=metric,
+        memory=bytes_,
+        trained=trained,
+        needs=needs,
+    )
+    write_json(ledger.folder / "advice.json", found.record())
+    return found
+
+
+def sizes(ledger: Ledger) -> tuple[dict[str, int], dict[str, int]]:
+    """Trained parameters, and bytes to train each arm by itself; empty where the base is away."""
+    from paretune.model.load import load_shape
+
+    study, arms = ledger.study(), ledger.arms()
+    try:
+        trained = check_arms(study, list(arms.values()))
+        with study.places.named():
+            parameters = sum(p.numel() for p in load_shape(study.config.base).parameters())
+    except UserError:
+        return {}, {}
+    alone = make_plan(
+        [[arm] for arm in arms.values()],
+        trained,
+        parameters=parameters,
+        machine=Machine("any", 0, 1.0),
+        steps=1,
+        budgets=1,
+        rows=(1, 1),
+    )
+    return trained, {cohort.arms[0]: cohort.memory for cohort in alone.cohorts}
+
+
+def parse_memory(value: int | str | None) -> int | None:
+    """Bytes from ``24GB`` (powers of ten), ``24GiB`` or a number of bytes."""
+    if value is None or isinstance(value, int):
+        return value
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", value)
+    if not match or match[2].upper() not in UNITS or float(match[1]) <= 0:
+        raise UserError(f"--memory: '{value}' is not a size; write 24GB or 24GiB")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def advice_text(found: Advice, folder: Path) -> str:
+    """The advice for the terminal."""
+    lines = [_wrap(found.headline), ""]
+    lines += [_wrap(line, "  ") for line in found.why]
+    if found.choice is not None:
+        one = found.choice
+        cost = []
+        if one.seconds is not None:
+            cost.append(f"{duration(one.seconds)} of this study's device")
+        if one.trained is not None and one.bytes is not None:
+            kind = "adapter" if one.group.startswith("lora") else "weights"
+            cost.append(f"{one.trained:,} trained parameters, {kind} of {size(one.bytes)}")
+        if one.memory is not None:
+            cost.append(f"{size(one.memory)} for weights and optimizer states")
+        if cost:
+            lines.append(_wrap(f"It costs {'; '.join(cost)}.", "  "))
+        lines.append(_wrap(_export(folder, one.arm, one.tokens), "  "))
+    if found.table:
+        lines += ["", "What each limit on forgetting would buy:"]
+        lines += [
+            f"  forgot {one.forgetting:.3g}, learned {one.learning:.3g}: {one.words}"
+            for one in found.table
+        ]
+    if found.next:
+        lines += ["", "What to run next:"]
+        lines += [_wrap(f"{i}. {step}", "  ") for i, step in enumerate(found.next, start=1)]
+    lines += ["", *(_wrap(note) for note in found.notes)] if found.notes else []
+    lines.append(
+        _wrap(f"Learning is {found.learning_metric}, forgetting {found.forgetting_metric}; "
+              "brackets are 95% intervals.")
+    )  # fmt: skip
+    return "\n".join(lines)
+
+
+def _export(folder: Path, arm: str, tokens: int) -> str:
+    if not (folder / "arms" / arm / "checkpoints" / str(tokens)).exists():
+        return f"Its checkpoint was not kept ({arm}): to have it, run the study with it again."
+    name = shlex.quote(str(folder))
+    return f"To take it: paretune export {name} {arm}@{tokens} --to exported"
+
+
+def _wrap(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, 100, initial_indent=indent, subsequent_indent=indent)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from paretune.errors import UserError, UserErrors
     from paretune.report.figures import charts
     from paretune.runner.card import card
+    from paretune.runner.advise import advice as advise
     from paretune.runner.claims import claims
     from paretune.runner.compare import compare
     from paretune.runner.export import export
@@ -38,6 +39,7 @@ _WHERE = {
     "UserErrors": "paretune.errors",
     "card": "paretune.runner.card",
     "charts": "paretune.report.figures",
+    "advise": "paretune.runner.advise:advice",
     "claims": "paretune.runner.claims",
     "compare": "paretune.runner.compare",
     "export": "paretune.runner.export",
@@ -63,6 +65,7 @@ __all__ = [
     "UserErrors",
     "card",
     "charts",
+    "advise",
     "claims",
     "compare",
     "export",

@@ -214,6 +214,9 @@ def schema() -> None:
 
 def main() -> None:
     """Entry point: a user's mistake is one message and exit code 2, never a traceback."""
+    # Threads that wait by spinning starve each other when the cores are shared with other work:
+    # on two busy cores training went nine times faster with threads that sleep
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Progress bars of libraries would break ours
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

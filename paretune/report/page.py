@@ -26,7 +26,8 @@ def page(
     """The page of a study, from its findings and its figures' Vega-Lite specifications.
 
     ``claims`` and ``advice`` are what the ledger's claims.json and advice.json hold. Names from
-    the study are escaped wherever they appear. A content security policy forbids every network request.
+    the study are escaped wherever they appear. A content security policy forbids every network
+    request.
     """
     record = findings.record
     arms = tables.arm_rows(findings)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from paretune.analyse.results import tidy
     from paretune.errors import UserError, UserErrors
     from paretune.report.figures import charts
-    from paretune.runner.card import card
     from paretune.runner.advise import advice as advise
+    from paretune.runner.card import card
     from paretune.runner.claims import claims
     from paretune.runner.compare import compare
     from paretune.runner.export import export
@@ -37,9 +37,9 @@ _WHERE = {
     "StudyPlan": "paretune.runner.planner",
     "UserError": "paretune.errors",
     "UserErrors": "paretune.errors",
+    "advise": "paretune.runner.advise:advice",
     "card": "paretune.runner.card",
     "charts": "paretune.report.figures",
-    "advise": "paretune.runner.advise:advice",
     "claims": "paretune.runner.claims",
     "compare": "paretune.runner.compare",
     "export": "paretune.runner.export",
@@ -63,9 +63,9 @@ __all__ = [
     "StudyPlan",
     "UserError",
     "UserErrors",
+    "advise",
     "card",
     "charts",
-    "advise",
     "claims",
     "compare",
     "export",

@@ -19,7 +19,7 @@ from paretune.analyse.statistics import percentile_interval
 Sure = Literal["sure", "likely", "open", "none"]
 LIKELY = 0.75
 RIVAL = 0.05  # a candidate that is best in this share of draws is still in the race
-LIMITS = (0.15, 0.3, 0.5, 0.7, 0.85)  # of the most that any choice forgot: shown without a limit
+LIMITS = (0.15, 0.3, 0.5, 0.7, 1.0)  # of the most that any choice forgot: shown without a limit
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def test_the_limit_decides_and_the_best_within_it_is_taken() -> None:
 
 def test_equal_arms_are_not_told_apart() -> None:
     values = {full(rate): [(0.5, 0.1)] for rate in (1e-4, 3e-4, 1e-3)}
-    record = made(values, noise=0.2, exact=False)
+    record = made(values, noise=0.2)
     found = advise(record, forget_at_most=0.5)
     assert found.sure == "open"
     assert "do not support one choice" in found.headline
@@ -177,7 +177,7 @@ def test_the_interval_of_a_known_fall_covers_as_often_as_it_says() -> None:
             curves.append(Curve(str(i), np.array([1e6, 4e6, 16e6]), y, y))
         found = back_test(curves)
         hits += [t.covered for t in found if t.axis == "learning" and t.way == "others ran on"]
-    assert 0.92 <= np.mean(hits) <= 0.99
+    assert 0.93 <= np.mean(hits) < 1  # the wide prior adds a little to 0.95
 
 
 def test_what_never_worked_or_stopped_learning_is_not_forecast() -> None:

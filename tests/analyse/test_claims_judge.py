@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from paretune.analyse.claims.evidence import Effect
-from paretune.analyse.claims.judge import holm, judge, settle
-from paretune.analyse.statistics import Estimate
+from paretune.analyse.claims.judge import judge, settle
+from paretune.analyse.statistics import Estimate, holm
 
 
 def effect(value: float, stderr: float = 0.1, n: int = 100) -> Effect:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from paretune.analyse.claims.evidence import Effect, Evidence
-from paretune.analyse.claims.judge import ALPHA, holm, interval, judge, settle, show
+from paretune.analyse.claims.judge import ALPHA, interval, judge, settle, show
 from paretune.analyse.claims.verdict import Claim, Judgement, Outcome, Part, missing
-from paretune.analyse.statistics import Estimate
+from paretune.analyse.statistics import Estimate, holm
 
 NEEDS = "full finetuning and LoRA, scored at the same budgets"
 CLOSED = 0.1  # a gap below a tenth of what full finetuning learned counts as closed

@@ -9,28 +9,13 @@ import numpy as np
 
 from paretune.analyse.claims.evidence import Effect
 from paretune.analyse.claims.verdict import Judgement, Outcome, Part
-from paretune.analyse.statistics import Estimate
+from paretune.analyse.statistics import Estimate, holm
 
 ALPHA = 0.05
 # (1.96 + 0.84)^2: a two-sided test at 5% finds an effect of this many squared standard errors
 # four times in five (Cohen, Statistical Power Analysis, 1988)
 POWER_80 = 7.85
 HOPELESS = 100.0
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p values (Holm, Scandinavian Journal of Statistics 6, 1979), in the order given.
-
-    The k-th smallest of m is multiplied by m - k + 1, and made at least as large as those before
-    it. Rejecting what is at most 5% keeps the chance of any false rejection at most 5%, whatever
-    the dependence between the tests.
-    """
-    p = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p, kind="stable")
-    scaled = p[order] * np.arange(len(p), 0, -1)
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
-    return [float(value) for value in adjusted]
 
 
 def judge(effects: Sequence[tuple[str, Effect]], unit: str, *, note: str = "") -> Outcome:

@@ -4,13 +4,17 @@ BIN := .venv/bin
 OUT ?= pocket-study
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --no-input -c constraints.txt
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test slow lint docs clean
 
 demo: .venv/.package
 	@$(BIN)/paretune demo --out $(OUT)
 
 test: .venv/.development
 	$(BIN)/python -m pytest -m "not shared and not browser and not slow"
+
+# Whole studies: killed twenty times, and every command of the README in a fresh clone
+slow: .venv/.development
+	$(BIN)/python -m pytest -m slow
 
 lint: .venv/.development
 	$(BIN)/ruff check .

@@ -9,7 +9,9 @@ import numpy as np
 
 from paretune.data.pairs import PairItem
 from paretune.evaluate.batches import ROW_TOKENS
-from paretune.evaluate.generate import LineEnds, greedy
+from paretune.evaluate.decode.request import GenerationRequest
+from paretune.evaluate.decode.stops import LineEnds
+from paretune.evaluate.generate import generate
 from paretune.evaluate.items import ArmModel, Items, outcomes
 
 
@@ -32,20 +34,21 @@ def exact_match(
     Returns:
         K outcomes; value 1 for a match, else 0, NaN where logits are not numbers; weight 1.
     """
-    answers = greedy(
+    answers = generate(
         arms,
-        [pair.prompt for pair in pairs],
-        max_new_tokens=answer_tokens,
-        end_of_text=tokenizer.eos_token_id,
-        line_ends=line_ends or LineEnds.of(tokenizer),
+        [GenerationRequest(pair.prompt, answer_tokens, first_line=True) for pair in pairs],
+        tokenizer,
+        line_ends=line_ends,
         row_tokens=row_tokens,
     )
     value = np.full((arms.count, len(pairs)), np.nan)
     for arm, of_arm in enumerate(answers):
-        for index, (tokens, pair) in enumerate(zip(of_arm, pairs, strict=True)):
-            if tokens is not None:
+        for index, ([answer], pair) in enumerate(zip(of_arm, pairs, strict=True)):
+            if answer.finish != "broken":
                 text = tokenizer.decode(
-                    tokens.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
+                    answer.tokens.tolist(),
+                    skip_special_tokens=True,
+                    clean_up_tokenization_spaces=False,
                 )
                 value[arm, index] = first_line(text) == first_line(pair.response_text)
     return outcomes(metric, pairs, value, np.ones(len(pairs)))

@@ -12,8 +12,8 @@ from paretune.data.rows import Document, Pair
 from paretune.data.windows import Window, windows
 from paretune.errors import UserError
 from paretune.evaluate.cloze import cloze
+from paretune.evaluate.decode.stops import LineEnds
 from paretune.evaluate.exact_match import exact_match
-from paretune.evaluate.generate import LineEnds
 from paretune.evaluate.items import ArmModel, Items
 from paretune.evaluate.likelihood import responses_bits_per_byte, windows_bits_per_byte
 from paretune.evaluate.self_probe import Probe

@@ -1,8 +1,9 @@
-"""Greedy decoding against transformers' own generate, and exact match of answers."""
+"""Decoding against transformers' own generate, and exact match of answers."""
 
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ import torch
 from evaluate_models import VOCABULARY, Models, broken, llama, random_tokens, tokenizer
 
 from paretune.data.pairs import PairItem
+from paretune.evaluate.decode.request import GenerationRequest, fit_to_context
+from paretune.evaluate.decode.stops import LineEnds
 from paretune.evaluate.exact_match import exact_match, first_line
-from paretune.evaluate.generate import LineEnds, greedy
+from paretune.evaluate.generate import generate
 from paretune.model.trainee import frozen
 
 PROMPTS = [random_tokens(length, seed) for seed, length in enumerate([9, 3, 14, 9, 1, 6, 11])]
@@ -43,8 +46,9 @@ def answers_of(model) -> list[list[int]]:
     return answers
 
 
-def cut(answer: list[int], end: int) -> list[int]:
-    return answer[: answer.index(end)] if end in answer else answer
+def cut(answer: list[int], *ends: int) -> list[int]:
+    places = [answer.index(end) for end in ends if end in answer]
+    return answer[: min(places)] if places else answer
 
 
 def some_end(*seeds: int) -> int:
@@ -54,22 +58,29 @@ def some_end(*seeds: int) -> int:
     return max(sorted(places), key=lambda token: len(places[token]))
 
 
+def greedy(arms, count=COUNT, prompts=PROMPTS, **settings):
+    """Tokens of every arm's one answer to each prompt."""
+    requests = [GenerationRequest(prompt, count) for prompt in prompts]
+    answers = generate(arms, requests, tokenizer(), **settings)
+    return [[answer.tokens.tolist() for [answer] in of_arm] for of_arm in answers]
+
+
 @pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
 @pytest.mark.parametrize("rows", [1, 50])
 def test_greedy_answers_are_those_of_transformers(seeds, rows):
     arms = Models(*(llama(seed) for seed in seeds), rows=rows)
     end = some_end(*seeds)
-    got = greedy(arms, PROMPTS, max_new_tokens=COUNT, end_of_text=end, row_tokens=9)
+    got = greedy(arms, end_of_text=[end], row_tokens=9)
     expected = [[cut(answer, end) for answer in free(seed)] for seed in seeds]
-    assert [[a.tolist() for a in of_arm] for of_arm in got] == expected
+    assert got == expected
     lengths = {len(answer) for of_arm in expected for answer in of_arm}
     assert len(lengths) > 2, "the test should see answers that end early"
 
 
-def test_left_padded_batch_of_transformers_agrees_too():
+def test_left_padded_batch_of_transformers_agrees_too_with_several_end_tokens():
     """The same prompts as one padded batch through generate."""
     model = llama(1)
-    end = some_end(1)
+    ends = [some_end(1), free(1)[0][5]]
     width = max(len(p) for p in PROMPTS)
     ids = torch.zeros(len(PROMPTS), width, dtype=torch.int64)
     mask = torch.zeros_like(ids)
@@ -82,19 +93,17 @@ def test_left_padded_batch_of_transformers_agrees_too():
         do_sample=False,
         max_new_tokens=COUNT,
         pad_token_id=0,
-        eos_token_id=end,
+        eos_token_id=ends,
     )[:, width:].tolist()
-    expected = [cut(row, end) for row in out]
-    [got] = greedy(Models(model, rows=50), PROMPTS, max_new_tokens=COUNT, end_of_text=end)
-    assert [answer.tolist() for answer in got] == expected
+    assert greedy(Models(model, rows=50), end_of_text=ends) == [[cut(row, *ends) for row in out]]
 
 
 def test_a_base_with_learned_positions_and_the_real_model_view(tiny_gpt2):
     """GPT-2 counts positions from the left edge unless told: padded prompts must say where."""
     trainee = frozen(tiny_gpt2, torch.device("cpu"))
     trainee.rows = 50
-    [got] = greedy(trainee.view(None), PROMPTS, max_new_tokens=COUNT, end_of_text=VOCABULARY)
-    assert [answer.tolist() for answer in got] == answers_of(trainee.model)
+    [got] = greedy(trainee.view(None), end_of_text=[VOCABULARY])
+    assert got == answers_of(trainee.model)
 
 
 def test_decoding_stops_when_all_rows_are_finished():
@@ -102,22 +111,72 @@ def test_decoding_stops_when_all_rows_are_finished():
     with torch.no_grad():
         model.lm_head.weight.zero_()  # every token ties, and the first of them ends the text
     arms = Models(model, rows=50)
-    [got] = greedy(arms, PROMPTS, max_new_tokens=30, end_of_text=0)
+    assert greedy(arms, 30) == [[[]] * len(PROMPTS)]
     assert arms.passes == 1
-    assert [len(answer) for answer in got] == [0] * len(PROMPTS)
+
+
+def test_finished_rows_leave_the_batch():
+    """Of eight requests one is long: the others' rows must not run beside it to its end."""
+    rows = []
+
+    class Counted(Models):
+        def step(self, input_ids_KBS, **settings):
+            rows.append(input_ids_KBS.shape[1])
+            return super().step(input_ids_KBS, **settings)
+
+    prompts = [random_tokens(6, seed) for seed in range(8)]
+    lengths = [40, 3, 3, 3, 3, 2, 2, 2]
+    requests = [GenerationRequest(p, n) for p, n in zip(prompts, lengths, strict=True)]
+    arms = Counted(llama(0), llama(1), rows=50)
+    got = generate(arms, requests, tokenizer(), end_of_text=[VOCABULARY])
+    assert rows[0] == 8
+    assert rows[4:] == [1] * 36
+    for arm, of_arm in enumerate(got):
+        alone = greedy(Models(llama(arm)), 40, prompts, end_of_text=[VOCABULARY])[0]
+        for answer, length, [one] in zip(alone, lengths, of_arm, strict=True):
+            assert one.tokens.tolist() == answer[:length]
+            assert one.finish == "length"
 
 
 def test_broken_arm_gives_no_answers_and_disturbs_none():
-    alone = greedy(Models(llama(0), llama(2)), PROMPTS, max_new_tokens=10, end_of_text=0)
-    mixed = greedy(Models(llama(0), broken(1), llama(2)), PROMPTS, max_new_tokens=10, end_of_text=0)
-    assert mixed[1] == [None] * len(PROMPTS)
-    for one, other in ((mixed[0], alone[0]), (mixed[2], alone[1])):
-        assert [a.tolist() for a in one] == [a.tolist() for a in other]
+    requests = [GenerationRequest(prompt, 10) for prompt in PROMPTS]
+    mixed = generate(Models(llama(0), broken(1), llama(2)), requests, tokenizer())
+    assert [answer.finish for [answer] in mixed[1]] == ["broken"] * len(PROMPTS)
+    alone = greedy(Models(llama(0), llama(2)), 10)
+    for of_arm, other in ((mixed[0], alone[0]), (mixed[2], alone[1])):
+        assert [answer.tokens.tolist() for [answer] in of_arm] == other
 
 
-def test_an_empty_prompt_is_refused():
-    with pytest.raises(ValueError, match="at least one token"):
-        greedy(Models(llama(0)), [np.zeros(0, np.int64)], max_new_tokens=2, end_of_text=0)
+def test_a_request_that_cannot_be_answered_is_refused():
+    good = GenerationRequest(PROMPTS[0], 5)
+    for wrong in (
+        {"prompt": np.zeros(0, np.int64)},
+        {"max_new_tokens": 0},
+        {"samples": 0},
+        {"temperature": -1.0},
+        {"top_p": 0.0},
+    ):
+        with pytest.raises(ValueError, match=r"at least one|lies in"):
+            replace(good, **wrong)
+
+
+def test_a_prompt_is_cut_from_its_start():
+    prompt, cut_tokens = fit_to_context(range(100), 30, 64)
+    assert (prompt.tolist(), cut_tokens) == (list(range(66, 100)), 66)
+    prompt, cut_tokens = fit_to_context(range(10), 30, 64)
+    assert (prompt.tolist(), cut_tokens) == (list(range(10)), 0)
+    with pytest.raises(ValueError, match="leave no room"):
+        fit_to_context(range(10), 64, 64)
+
+
+class Tape:
+    """A cache that holds which scripted row is where, and how far it is."""
+
+    def __init__(self, rows: list[int]) -> None:
+        self.rows, self.at = rows, 0
+
+    def reorder_cache(self, index: torch.Tensor) -> None:
+        self.rows = [self.rows[i] for i in index.tolist()]
 
 
 class Scripted:
@@ -128,14 +187,13 @@ class Scripted:
         self.count, self.device, self.rows = 1, torch.device("cpu"), 100
 
     def step(self, input_ids_KBS, *, past=None, **_):
-        at = past or 0
-        if at == 0:
-            self.order = input_ids_KBS[0, :, -1].tolist()  # a prompt ends with its number
+        past = past or Tape(input_ids_KBS[0, :, -1].tolist())  # a prompt ends with its number
         logits = torch.zeros(1, input_ids_KBS.shape[1], input_ids_KBS.shape[2], 288)
-        for row, number in enumerate(self.order):
+        for row, number in enumerate(past.rows):
             text = self.texts[number - 1]
-            logits[0, row, -1, text[at] if at < len(text) else 0] = 9.0
-        return logits, at + 1
+            logits[0, row, -1, text[past.at] if past.at < len(text) else 0] = 9.0
+        past.at += 1
+        return logits, past
 
 
 ANSWERS = [
@@ -167,13 +225,12 @@ def test_answers_match_by_their_first_line():
 
 
 def test_a_line_of_text_ends_an_answer_and_blank_lines_do_not():
-    ends = LineEnds.of(tokenizer())
     texts = ["\n\n42\n" + "x" * 60, "7\n" + "y" * 60]
-    model = Scripted(texts)
-    prompts = [np.array([1]), np.array([2])]
-    [got] = greedy(model, prompts, max_new_tokens=50, end_of_text=0, line_ends=ends)
-    for answer, text in zip(got, texts, strict=True):
-        assert tokenizer().decode(answer.tolist()) == text[: text.rindex("\n") + 1]
+    requests = [GenerationRequest(np.array([i + 1]), 50, first_line=True) for i in range(2)]
+    [got] = generate(Scripted(texts), requests, tokenizer())
+    for [answer], text in zip(got, texts, strict=True):
+        assert tokenizer().decode(answer.tokens.tolist()) == text[: text.rindex("\n") + 1]
+        assert answer.finish == "stop"
 
 
 def test_every_token_of_the_vocabulary_is_known_for_its_newlines():
@@ -187,8 +244,10 @@ def test_every_token_of_the_vocabulary_is_known_for_its_newlines():
 
 
 def test_the_longest_answer_is_the_limit():
-    [got] = greedy(Scripted(["abcdefgh" * 9]), [np.array([1])], max_new_tokens=5, end_of_text=0)
-    assert len(got[0]) == 5
+    [[[answer]]] = generate(
+        Scripted(["abcdefgh" * 9]), [GenerationRequest(np.array([1]), 5)], tokenizer()
+    )
+    assert (len(answer.tokens), answer.finish) == (5, "length")
 
 
 def test_exact_match_of_a_broken_arm_is_undefined():

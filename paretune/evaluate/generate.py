@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
 from typing import Any
 
 from paretune.evaluate.batches import ROW_TOKENS
-from paretune.evaluate.decode import padded
+from paretune.evaluate.decode import padded, slots
 from paretune.evaluate.decode.request import Answer, GenerationRequest
 from paretune.evaluate.decode.stops import Growing, Language, LineEnds
 from paretune.evaluate.items import ArmModel
+from paretune.model.slots.model import SlotModel
+
+LOG = logging.getLogger("paretune")
 
 
 def generate(
@@ -38,13 +42,40 @@ def generate(
         [[Growing(request, language) for _ in range(request.samples)] for request in requests]
         for _ in range(arms.count)
     ]
-    for batch in padded.units(requests, arms.rows * row_tokens):
+    model = slot_model(arms)
+    if model is not None:
+        slots.decode(model, requests, growing, language.end_of_text, entropy=entropy)
+    else:
+        _with_own_cache(arms, requests, growing, entropy, arms.rows * row_tokens)
+    return [
+        [[row.answer(entropy=entropy) for row in samples] for samples in of_arm]
+        for of_arm in growing
+    ]
+
+
+def slot_model(arms: ArmModel) -> SlotModel | None:
+    """What decodes these arms in slots; None on a CPU and for models that slots do not know."""
+    make = getattr(arms, "slot_model", None)
+    if make is None or arms.device.type != "cuda":
+        return None
+    model: SlotModel = make()
+    reason = model.check(arms.logits)
+    if reason is not None:
+        LOG.info("decoding with the model's own cache: %s", reason)
+        return None
+    return model
+
+
+def _with_own_cache(
+    arms: ArmModel,
+    requests: Sequence[GenerationRequest],
+    growing: Sequence[Sequence[Sequence[Growing]]],
+    entropy: bool,
+    positions: int,
+) -> None:
+    for batch in padded.units(requests, positions):
         rows = [
             [of_arm[unit.request][sample] for unit in batch for sample in unit.samples]
             for of_arm in growing
         ]
         padded.decode(arms, requests, batch, rows, entropy=entropy)
-    return [
-        [[row.answer(entropy=entropy) for row in samples] for samples in of_arm]
-        for of_arm in growing
-    ]

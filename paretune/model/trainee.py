@@ -15,6 +15,7 @@ from paretune.model.dropout import key
 from paretune.model.flat import Flat
 from paretune.model.layers import Layer, linear_layers, select, weight_of
 from paretune.model.load import load_model
+from paretune.model.slots.model import SlotModel
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
 
@@ -193,6 +194,20 @@ class ArmView:
         with self._trainee.applied(self._group):
             out = self._trainee.forward(input_ids_KBS.flatten(0, 1), **settings)
         return out.logits.view(*input_ids_KBS.shape[:2], *out.logits.shape[1:]), out.past_key_values
+
+    def slot_model(self) -> SlotModel:
+        """These arms with the weights of this moment, for decoding many rows in slots."""
+        banks = self._group.banks if self._group else ()
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        short = torch.zeros(1, 2, dtype=torch.int64, device=self.device)
+        return SlotModel(
+            self._trainee.model,
+            banks,
+            self.count,
+            self.device,
+            dtype,
+            lambda _: self._trainee.forward(short, use_cache=False),
+        )
 
 
 def frozen(base: Base, device: torch.device) -> Trainee:

@@ -26,6 +26,7 @@ def drawn(temperature: float, top_p: float = 1.0, *, seed: int = 0) -> np.ndarra
         torch.full((N,), temperature),
         torch.full((N,), top_p),
         torch.tensor(keys, dtype=torch.int32),
+        cuts=top_p < 1,
     )
     tokens, finite = next_tokens(LOGITS.expand(N, -1), draws, torch.zeros(N, dtype=torch.int32))
     assert finite.all()
@@ -50,7 +51,8 @@ def test_tokens_are_drawn_from_the_softmax(temperature, top_p):
     observed = np.append(counts[common], counts[~common].sum())
     wanted = np.append(p[common], p[~common].sum()) * N
     kept = wanted > 0
-    assert chisquare(observed[kept], wanted[kept]).pvalue > 1e-4
+    if kept.sum() > 1:
+        assert chisquare(observed[kept], wanted[kept]).pvalue > 1e-4
 
 
 def test_another_seed_draws_other_tokens():
@@ -58,7 +60,7 @@ def test_another_seed_draws_other_tokens():
 
 
 def test_temperature_zero_takes_the_likeliest_beside_rows_that_draw():
-    draws = Draws(torch.tensor([0.0, 5.0]), torch.ones(2), torch.zeros(2, dtype=torch.int32))
+    draws = Draws(torch.tensor([0.0, 5.0]), torch.ones(2), torch.zeros(2, dtype=torch.int32), False)
     tokens, _ = next_tokens(LOGITS.expand(2, -1), draws, torch.zeros(2, dtype=torch.int32))
     assert tokens[0] == LOGITS.argmax()
 

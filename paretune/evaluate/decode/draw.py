@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
+from paretune.evaluate.decode.request import GenerationRequest
 from paretune.model.dropout import mix
+
+# What stands for the token of a row whose logits are not numbers
+BROKEN = -1
 
 
 class Draws(NamedTuple):
@@ -16,11 +21,35 @@ class Draws(NamedTuple):
         temperature: float32; 0 takes the likeliest token.
         top_p: float32 in (0, 1].
         key: int32, from :meth:`GenerationRequest.key`.
+        cuts: whether a top_p lies below 1.
     """
 
     temperature: torch.Tensor
     top_p: torch.Tensor
     key: torch.Tensor
+    cuts: bool
+
+    @classmethod
+    def of(
+        cls, rows: Sequence[tuple[GenerationRequest, int]], device: torch.device
+    ) -> Draws | None:
+        """How a request's sample draws, for each row; None where none draws."""
+        if all(request.temperature == 0 for request, _ in rows):
+            return None
+        return cls(
+            torch.tensor([request.temperature for request, _ in rows], device=device),
+            torch.tensor([request.top_p for request, _ in rows], device=device),
+            torch.tensor([r.key(sample) for r, sample in rows], dtype=torch.int32, device=device),
+            any(request.top_p < 1 for request, _ in rows),
+        )
+
+    def of_rows(self, arms: int, rows: Sequence[int]) -> Draws:
+        """The same for some rows of every arm."""
+
+        def chosen(part_R: torch.Tensor) -> torch.Tensor:
+            return part_R.view(arms, -1)[:, rows].flatten()
+
+        return Draws(chosen(self.temperature), chosen(self.top_p), chosen(self.key), self.cuts)
 
 
 def next_tokens(
@@ -45,7 +74,8 @@ def next_tokens(
     greedy_R = draws.temperature == 0
     warm_R1 = torch.where(greedy_R, 1.0, draws.temperature)[:, None]
     weight_RV = ((logits_RV - best.values[:, None]) / warm_R1).exp()
-    weight_RV = nucleus(weight_RV, draws.top_p)
+    if draws.cuts:
+        weight_RV = nucleus(weight_RV, draws.top_p)
     race_RV = weight_RV / exponentials(draws.key, position_R, logits_RV.shape[1])
     drawn_R = race_RV.argmax(-1)
     return torch.where(greedy_R, best.indices, drawn_R), finite_R
@@ -56,8 +86,6 @@ def nucleus(weight_RV: torch.Tensor, top_p_R: torch.Tensor) -> torch.Tensor:
 
     A token stays while those above it hold less than top_p (Holtzman et al., 2020).
     """
-    if bool((top_p_R == 1).all()):
-        return weight_RV
     ordered = weight_RV.sort(dim=-1, descending=True, stable=True)
     share_RV = ordered.values.double().cumsum(-1)
     above_RV = share_RV - ordered.values

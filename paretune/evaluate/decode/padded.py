@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from paretune.evaluate.decode.draw import Draws, entropies, next_tokens
+from paretune.evaluate.decode.draw import BROKEN, Draws, entropies, next_tokens
 from paretune.evaluate.decode.request import GenerationRequest
 from paretune.evaluate.decode.stops import Growing
 from paretune.evaluate.items import ArmModel
@@ -65,7 +65,8 @@ def decode(
     padded = not bool(mask_KBS.all())
     positions_KBS = (mask_KBS.cumsum(-1) - 1).clamp(min=0)
     source = [row for row, unit in enumerate(batch) for _ in unit.samples]
-    draws = _draws([(requests[unit.request], s) for unit in batch for s in unit.samples], arms)
+    asked_rows = [(requests[unit.request], sample) for unit in batch for sample in unit.samples]
+    draws = Draws.of(asked_rows * K, arms.device)
     live = list(range(len(source)))  # rows of an arm that still run in some arm
     past: Any = None
     for position in range(max(request.max_new_tokens for request in asked)):
@@ -91,7 +92,7 @@ def decode(
             tokens_KB, mask_KBS, positions_KBS = _select(
                 left, past, tokens_KB, mask_KBS, positions_KBS
             )
-            draws = draws and Draws(*(part.view(K, -1)[:, left].flatten() for part in draws))
+            draws = draws and draws.of_rows(K, left)
             live = [live[index] for index in left]
         inputs_KBS = tokens_KB[:, :, None]
 
@@ -111,18 +112,6 @@ def _left_padded(
     return tokens_KBS, torch.from_numpy(mask).to(arms.device).expand(shape)
 
 
-def _draws(rows: Sequence[tuple[GenerationRequest, int]], arms: ArmModel) -> Draws | None:
-    """How the rows [K * B] draw, the same for every arm; None where none does."""
-    if all(request.temperature == 0 for request, _ in rows):
-        return None
-    device, K = arms.device, arms.count
-    return Draws(
-        torch.tensor([request.temperature for request, _ in rows], device=device).repeat(K),
-        torch.tensor([request.top_p for request, _ in rows], device=device).repeat(K),
-        torch.tensor([r.key(s) for r, s in rows], dtype=torch.int32, device=device).repeat(K),
-    )
-
-
 def _grow(
     logits_KBV: torch.Tensor,
     draws: Draws | None,
@@ -135,17 +124,10 @@ def _grow(
     flat_RV = logits_KBV.flatten(0, 1)
     place_R = torch.full((K * B,), position, dtype=torch.int32, device=flat_RV.device)
     token_R, finite_R = next_tokens(flat_RV, draws, place_R)
-    spread = entropies(flat_RV).tolist() if entropy else [None] * (K * B)
-    ended = [
-        row.add(token, finite, nats)
-        for row, token, finite, nats in zip(
-            (row for of_arm in rows for row in of_arm),
-            token_R.tolist(),
-            finite_R.tolist(),
-            spread,
-            strict=True,
-        )
-    ]
+    tokens = token_R.where(finite_R, BROKEN)[:, None].tolist()
+    spread = entropies(flat_RV)[:, None].tolist() if entropy else [None] * (K * B)
+    flat = (row for of_arm in rows for row in of_arm)
+    ended = [row.extend(*new) for row, *new in zip(flat, tokens, spread, strict=True)]
     return token_R.view(K, B), np.array(ended).reshape(K, B)
 
 

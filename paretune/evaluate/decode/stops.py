@@ -106,37 +106,45 @@ class Growing:
         self._tokens: list[int] = []
         self._entropy: list[float] = []
 
-    def add(self, token: int, finite: bool, entropy: float | None = None) -> bool:
-        """Take the next token; returns whether the answer has ended."""
-        if self.finish is not None:
-            return True
-        if not finite:
-            self.finish = "broken"
-        elif token in self._language.end_of_text:
-            self.finish = "end"
-        else:
-            self._tokens.append(token)
-            if entropy is not None:
-                self._entropy.append(entropy)
-            if self._stops(token):
-                self.finish = "stop"
-            elif len(self._tokens) == self._request.max_new_tokens:
-                self.finish = "length"
+    def extend(self, tokens: Sequence[int], entropy: Sequence[float] | None = None) -> bool:
+        """Take the next tokens, -1 where logits were not numbers; returns whether it has ended."""
+        watch = bool(self._stop) and self._holds_stop([*self._tokens[-self._window :], *tokens])
+        for place, token in enumerate(tokens):
+            if self.finish is not None:
+                break
+            self._add(token, watch, None if entropy is None else entropy[place])
         return self.finish is not None
 
-    def _stops(self, token: int) -> bool:
-        if self._request.first_line and self._language.line_ends is not None:
-            if self._language.line_ends.ends(token, self._has_text):
-                return True
-            self._has_text |= self._language.line_ends.is_text(token)
-        if not self._stop:
+    def _add(self, token: int, watch: bool, entropy: float | None) -> None:
+        if token < 0:
+            self.finish = "broken"
+            return
+        if token in self._language.end_of_text:
+            self.finish = "end"
+            return
+        self._tokens.append(token)
+        if entropy is not None:
+            self._entropy.append(entropy)
+        if self._ends_line(token) or (watch and self._stops()):
+            self.finish = "stop"
+        elif len(self._tokens) == self._request.max_new_tokens:
+            self.finish = "length"
+
+    def _ends_line(self, token: int) -> bool:
+        if not self._request.first_line or self._language.line_ends is None:
             return False
-        # The last tokens tell whether a stop string may be complete; only the whole text is sure
-        decode = self._language.tokenizer.decode
-        recent = decode(self._tokens[-self._window :], skip_special_tokens=True)
-        if not any(term in recent for term in self._stop):
-            return False
-        text = decode(self._tokens, skip_special_tokens=True)
+        if self._language.line_ends.ends(token, self._has_text):
+            return True
+        self._has_text |= self._language.line_ends.is_text(token)
+        return False
+
+    def _stops(self) -> bool:
+        """The last tokens tell whether a stop string may be complete; only all of them are sure."""
+        return self._holds_stop(self._tokens[-self._window :]) and self._holds_stop(self._tokens)
+
+    def _holds_stop(self, tokens: Sequence[int]) -> bool:
+        known = [token for token in tokens if token >= 0]
+        text = self._language.tokenizer.decode(known, skip_special_tokens=True)
         return any(term in text for term in self._stop)
 
     def answer(self, *, entropy: bool = False) -> Answer:

@@ -33,6 +33,7 @@ from paretune.analyse.pairs import Runs, run_variance, seeded_difference  # noqa
 from paretune.analyse.statistics import (  # noqa: E402
     Aligned,
     bootstrap_scores,
+    centred,
     contrast,
     holm,
     p_value,
@@ -209,10 +210,11 @@ def matched_covers(studies: int, noise: float) -> tuple[float, float]:
     hits = areas = 0
     for study in range(studies):
         x, y = drawn(np.random.default_rng([5, study]), both, noise)
-        gaps = forgetting_gap(x[:, :9], y[:, :9], x[:, 9:], y[:, 9:])[1:]
-        low, high = percentile_interval(gaps[~np.isnan(gaps)])
+        gaps = forgetting_gap(x[:, :9], y[:, :9], x[:, 9:], y[:, 9:])
+        low, high = percentile_interval(centred(float(gaps[0]), gaps[1:][~np.isnan(gaps[1:])]))
         hits += low <= truth <= high
-        low, high = percentile_interval(hypervolume(x, y, reference)[1:])
+        areas_R = hypervolume(x, y, reference)
+        low, high = percentile_interval(centred(float(areas_R[0]), areas_R[1:]))
         areas += low <= area <= high
     return hits / studies, areas / studies
 
@@ -349,7 +351,7 @@ def simulated(studies: int) -> list[dict[str, Any]]:
 def main() -> None:
     """Measure everything and write the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--studies", type=int, default=1000)
+    parser.add_argument("--studies", type=int, default=3000)
     parser.add_argument("--ledger", type=Path, action="append", default=[])
     given = parser.parse_args()
     rows = simulated(given.studies)

@@ -8,7 +8,7 @@ import numpy as np
 
 from paretune.analyse.points import Points, measured
 from paretune.analyse.record import StudyRecord, group_order, method_group
-from paretune.analyse.statistics import Floats, percentile_interval
+from paretune.analyse.statistics import Floats, centred, percentile_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,9 +37,9 @@ def hypervolumes(record: StudyRecord, *, points: Points | None = None) -> pd.Dat
     """The frontier's hypervolume for all points, and for each method group by itself.
 
     The reference is the most that any point forgot; ``share`` is of the rectangle between it and
-    the most that any point learned, so 1 would be: all learned, nothing forgotten. Intervals are
-    percentile ones over the draws, the reference held fixed. Sets with more points can only gain:
-    compare groups that were given as many rates and budgets.
+    the most that any point learned, so 1 would be: all learned, nothing forgotten. Intervals come
+    from the draws, centred on the estimate, the reference held fixed. Sets with more points can
+    only gain: compare groups that were given as many rates and budgets.
     """
     import pandas as pd
 
@@ -53,7 +53,9 @@ def hypervolumes(record: StudyRecord, *, points: Points | None = None) -> pd.Dat
         y = np.concatenate([values[None, :, 1], points.forgetting_draws])
         for name, members in _members(record, points).items():
             area = hypervolume(x[:, members], y[:, members], reference)
-            low, high = percentile_interval(area[1:]) if points.resampled > 1 else (np.nan, np.nan)
+            low, high = np.nan, np.nan
+            if points.resampled > 1:
+                low, high = percentile_interval(centred(float(area[0]), area[1:]))
             share = float(area[0]) / rectangle if rectangle > 0 else np.nan
             rows.append((name, float(area[0]), low, high, share, len(members), reference))
     return pd.DataFrame(rows, columns=COLUMNS)

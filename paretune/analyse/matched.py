@@ -14,6 +14,7 @@ from paretune.analyse.results import read_items
 from paretune.analyse.statistics import (
     Estimate,
     Floats,
+    centred,
     change_sign,
     paired_difference,
     percentile_interval,
@@ -101,7 +102,7 @@ def matched(
                     f"{CANNOT}: its learning spans {x[0].min():.4g} to {x[0].max():.4g}"
                 )
             else:
-                low, high, reason = _interval(values[1:], points)
+                low, high, reason = _interval(values, points)
             rows.append((group, level, None if np.isnan(value) else value, low, high, reason))
     columns = ["group", "learning", "forgetting", "low", "high", "reason"]
     frame = pd.DataFrame(rows, columns=columns)
@@ -137,9 +138,9 @@ def matched_difference(
             else f"{CANNOT}: {smaller} learned nothing"
         )
         return Matched(a, b, level, None, None, Estimate(None, None, None, None, count, reason))
-    draws = draws_a[1:] - draws_b[1:]
-    low, high, missing_interval = _interval(draws, points)
-    stderr = float(np.nanstd(draws, ddof=1)) if low is not None else None
+    gaps = draws_a - draws_b
+    low, high, missing_interval = _interval(gaps, points)
+    stderr = float(np.nanstd(gaps[1:], ddof=1)) if low is not None else None
     difference = Estimate(at_a - at_b, stderr, low, high, count, missing_interval)
     return Matched(a, b, level, at_a, at_b, difference)
 
@@ -242,11 +243,12 @@ def _groups(record: StudyRecord, points: Points) -> dict[str, tuple[Floats, Floa
     }
 
 
-def _interval(draws: Floats, points: Points) -> tuple[float | None, float | None, str | None]:
+def _interval(values: Floats, points: Points) -> tuple[float | None, float | None, str | None]:
+    """Interval of ``values[0]`` from the draws that follow it."""
     if points.resampled < 2:
         return None, None, "no interval: too few items to resample"
-    defined = draws[~np.isnan(draws)]
-    share = len(defined) / max(1, len(draws))
+    defined = values[1:][~np.isnan(values[1:])]
+    share = len(defined) / max(1, len(values) - 1)
     if share < NEEDED:
         return None, None, f"no interval: the level is reached in {share:.0%} of resamples"
-    return *percentile_interval(defined), None
+    return *percentile_interval(centred(float(values[0]), defined)), None

@@ -10,7 +10,7 @@ from paretune.analyse.claims.evidence import Effect, Evidence
 from paretune.analyse.claims.judge import HOPELESS, POWER_80, interval, judge, round_up, show
 from paretune.analyse.claims.verdict import Claim, Outcome, missing
 from paretune.analyse.matched import CANNOT, NEEDED, envelope_at
-from paretune.analyse.statistics import Estimate, Floats, percentile_interval
+from paretune.analyse.statistics import Estimate, Floats, centred, percentile_interval
 
 LEVELS = 9  # over the range of learning that both methods cover, ends included
 Curves = tuple[Floats, Floats]  # learning and forgetting, [1 + R, P]: estimates, then draws
@@ -112,6 +112,7 @@ def _effect(evidence: Evidence, values: Floats) -> Effect:
         reason = f"no interval: the level is reached in {share:.0%} of resamples"
     if reason is not None:
         return Effect(Estimate(value, None, None, None, n, reason))
+    draws = centred(value, draws)
     low, high = percentile_interval(draws)
     below = min(float((draws <= 0).mean()), float((draws >= 0).mean()))
     p = min(1.0, 2 * max(below, 1 / (len(draws) + 1)))

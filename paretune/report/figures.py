@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from paretune.analyse.record import StudyRecord
+from paretune.report.ablation_charts import regularisers, targets
 from paretune.report.findings import Findings
 from paretune.report.frontier_chart import frontier
 from paretune.report.line_charts import loss, over_rates, over_tokens
@@ -28,6 +29,10 @@ def figures(findings: Findings) -> dict[str, alt.LayerChart]:
         loss(findings),
     ]
     drawn |= dict(zip(MAIN, main, strict=True))
+    drawn |= {
+        "ablation-regularisers": regularisers(findings),
+        "ablation-targets": targets(findings),
+    }
     shown = {findings.learning, findings.main}
     for metric in (m for m in findings.record.metrics() if m not in shown):
         drawn[f"change-{_file(metric)}"] = over_tokens(findings, metric)

@@ -51,6 +51,7 @@ def page(
         left_out=_left_out(findings),
         frontiers=frontiers,
         pair=[name for name in MAIN if name in specifications],
+        ablations=[name for name in specifications if name.startswith("ablation-")],
         others=[name for name in specifications if name.startswith("change-")],
         scores=tables.scores(findings),
         matched=tables.matched_rows(findings),

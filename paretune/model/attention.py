@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 
-def block_diagonal(segments_BS: torch.Tensor, model: Any, dtype: torch.dtype) -> torch.Tensor:
+def block_diagonal(segments_BS: torch.Tensor, model: Any) -> torch.Tensor:
     """Mask [B, 1, S, S]: a token sees earlier tokens of its own segment only.
 
     Padding (segment 0) sees padding, so that no row of the softmax is empty. SDPA takes a boolean
@@ -19,4 +19,5 @@ def block_diagonal(segments_BS: torch.Tensor, model: Any, dtype: torch.dtype) ->
     mask = same & causal
     if getattr(model.config, "_attn_implementation", None) == "sdpa":
         return mask
+    dtype = torch.bfloat16 if segments_BS.is_cuda else torch.float32
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)

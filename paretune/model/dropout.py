@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import torch
 
+from paretune.model.compilation import fused
+
 _MASK16 = 0xFFFF
 _PRIMES = (0x7FEB352D, 0x846CA68B - (1 << 32))  # lowbias32's multipliers, as signed 32-bit numbers
 
@@ -32,19 +34,22 @@ def key(*parts: int) -> int:
 
 
 def scaled_masks(
-    keys_K: torch.Tensor, rate_K: torch.Tensor, first_row: int, shape_KND: tuple[int, int, int]
+    keys_K: torch.Tensor,
+    rate_K: torch.Tensor,
+    first: torch.Tensor | int,
+    shape_KND: tuple[int, int, int],
 ) -> torch.Tensor:
     """Masks [K, N, D] holding 0 (dropped) or 1 / (1 - rate): inverted dropout, one rate an arm.
 
     Args:
         keys_K: int32, one key an arm (from :func:`key`).
         rate_K: float32, dropout rate of each arm.
-        first_row: position of the first of the N vectors in the arm's whole batch, so that a batch
-            cut into pieces gets the same mask as an uncut one.
+        first: position of the first of the N vectors in the arm's whole batch, so that a batch
+            cut into pieces gets the same mask as an uncut one; a number, or an int32 tensor.
     """
     _, n, d = shape_KND
     device = keys_K.device
-    rows = torch.arange(first_row, first_row + n, dtype=torch.int32, device=device)
+    rows = torch.arange(n, dtype=torch.int32, device=device) + first
     columns = torch.arange(d, dtype=torch.int32, device=device)
     index_ND = mix(rows)[:, None] ^ mix(columns * 31 + 1)[None, :]
     bits_KND = mix(mix(index_ND)[None] ^ keys_K[:, None, None])
@@ -52,3 +57,18 @@ def scaled_masks(
     uniform_KND = ((bits_KND >> 8) & 0xFFFFFF).float() * (1.0 / (1 << 24))
     keep_K = 1 - rate_K
     return (uniform_KND >= rate_K[:, None, None]).float() / keep_K[:, None, None]
+
+
+def masked(
+    x_KND: torch.Tensor, keys_K: torch.Tensor, rate_K: torch.Tensor, first: torch.Tensor
+) -> torch.Tensor:
+    """``x_KND`` times its dropout masks, in its type; on a GPU hashed and multiplied in one go."""
+    product = fused(_masked) if x_KND.is_cuda else _masked
+    return product(x_KND, keys_K, rate_K, first)
+
+
+def _masked(
+    x_KND: torch.Tensor, keys_K: torch.Tensor, rate_K: torch.Tensor, first: torch.Tensor
+) -> torch.Tensor:
+    k, n, d = x_KND.shape
+    return x_KND * scaled_masks(keys_K, rate_K, first, (k, n, d)).to(x_KND.dtype)

@@ -18,9 +18,10 @@ _MLP = ("mlp", "ffn", "feed_forward", "feedforward", "experts", "moe")
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer: its name in the model, its matrix [d_out, d_in], and its kind."""
+    """A linear layer: its name and number in the model, its matrix [d_out, d_in], and its kind."""
 
     name: str
+    index: int
     d_in: int
     d_out: int
     kind: Kind
@@ -44,7 +45,8 @@ def linear_layers(model: torch.nn.Module) -> dict[str, Layer]:
             d_in, d_out = module.weight.shape
         else:
             continue
-        layers[name] = Layer(name, d_in, d_out, _kind(name), isinstance(module, Conv1D))
+        stored = isinstance(module, Conv1D)
+        layers[name] = Layer(name, len(layers), d_in, d_out, _kind(name), stored)
     return layers
 
 

@@ -54,9 +54,13 @@ def load_shape(base: Base) -> torch.nn.Module:
 
 
 def load_model(
-    base: Base, device: torch.device, *, attention_dropout: float | None = None
+    base: Base,
+    device: torch.device,
+    *,
+    attention_dropout: float | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.nn.Module:
-    """The base in float32 on ``device``, in evaluation mode, without gradients.
+    """The base on ``device``, in evaluation mode, without gradients.
 
     Raises:
         UserError: it cannot be loaded, or has no attention dropout to set.
@@ -69,7 +73,7 @@ def load_model(
             )
         settings["attention_dropout"] = attention_dropout
     model: torch.nn.Module = _load(
-        AutoModelForCausalLM, base, dtype=torch.float32, use_safetensors=True, **settings
+        AutoModelForCausalLM, base, dtype=dtype, use_safetensors=True, **settings
     )
     model.requires_grad_(False)
     return model.to(device).eval()

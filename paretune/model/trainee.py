@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 
-from paretune.model.adapter import Active, AdaptedLinear, Bank
+from paretune.model.adapter import AdaptedLinear, Bank
 from paretune.model.attention import block_diagonal
 from paretune.model.dropout import key
 from paretune.model.flat import Flat
-from paretune.model.layers import Layer, linear_layers, select, weight_of
+from paretune.model.layers import linear_layers, select, weight_of
 from paretune.model.load import load_model
+from paretune.model.product import Term
 from paretune.model.slots.model import SlotModel
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
@@ -36,9 +38,25 @@ class Pass:
         """Number of arms."""
         return self.stop - self.start
 
+    @cached_property
+    def terms(self) -> dict[bool, dict[str, tuple[Term, ...]]]:
+        """What the arms add in each layer, without (False) and with (True) dropout."""
+        names = dict.fromkeys(name for bank in self.banks for name in bank.layers)
+        return {
+            drops: {
+                name: tuple(b.term(name, drops=drops) for b in self.banks if name in b.layers)
+                for name in names
+            }
+            for drops in (False, True)
+        }
+
 
 class Trainee:
     """Arms that train together, with the model that carries them.
+
+    On a GPU the frozen base and everything computed with it are bf16, as its users run it; adapters
+    have float32 masters, gradients and optimizer states. A full arm follows autocast: products in
+    bf16, everything else, the residual stream included, in float32. On a CPU all is float32.
 
     Attributes:
         arms: their configurations, in cohort order; every per-arm vector follows it.
@@ -53,7 +71,7 @@ class Trainee:
         arms: Sequence[ArmConfig],
         flats: Sequence[Flat],
         passes: Sequence[Pass],
-        active: Active | None,
+        adapted: dict[str, AdaptedLinear] | None,
         device: torch.device,
         base: Base,
     ) -> None:
@@ -64,16 +82,16 @@ class Trainee:
         self.passes = list(passes)
         self.device = device
         self.rows = 1
-        self._active = active
+        self._adapted = adapted
 
     @property
     def is_full(self) -> bool:
         """Whether this is one full-finetuning arm (no adapters)."""
-        return self._active is None
+        return self._adapted is None
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """bf16 products on a GPU, nothing on a CPU; weights and the residual stay float32."""
-        if self.device.type == "cuda":
+        """bf16 products for a full arm on a GPU; a frozen base is bf16 or float32 throughout."""
+        if self.device.type == "cuda" and self.is_full and self.arms:
             return torch.autocast("cuda", dtype=torch.bfloat16)
         return nullcontext()
 
@@ -84,28 +102,45 @@ class Trainee:
                 bank.reset()
         if self.is_full:
             original = dict(load_model(self.base, torch.device("cpu")).named_parameters())
-            with torch.no_grad():
-                for name, own in self.flats[0].parameters.items():
-                    own.copy_(original[name])
+            for name, own in self.flats[0].tensors(0).items():
+                own.copy_(original[name])
+            self.flats[0].refresh()
+
+    def flats_of(self, group: Pass) -> list[Flat]:
+        """The flats whose arms are in ``group``."""
+        return [flat for flat in self.flats if group.start <= flat.arms[0] < group.stop]
 
     @contextmanager
     def applied(
-        self, group: Pass | None, *, step: int | None = None, first_row: int = 0
+        self, group: Pass | None, *, step: int | None = None, first_vector: int = 0
     ) -> Iterator[None]:
-        """Apply the adapters of ``group`` (None: the base alone); with ``step``, dropout is on."""
-        if self._active is None:
-            with self._attention_dropout(step, first_row):
+        """Apply the adapters of ``group`` (None: the base alone); with ``step``, dropout is on.
+
+        Args:
+            first_vector: where the piece that goes through begins in each arm's batch, in tokens.
+        """
+        if self._adapted is None:
+            with self._attention_dropout(step, first_vector):
                 yield
             return
-        self._active.banks = list(group.banks) if group else []
-        self._active.step, self._active.first_row = step, first_row
+        terms: dict[str, tuple[Term, ...]] = group.terms[step is not None] if group else {}
+        if group and step is not None:
+            self.draw(group, step, first_vector)
+        for name, layer in self._adapted.items():
+            layer.terms, layer.count = terms.get(name, ()), group.count if group else 1
         try:
             yield
         finally:
-            self._active.clear()
+            for layer in self._adapted.values():
+                layer.terms, layer.count = (), 1
+
+    def draw(self, group: Pass, step: int, first_vector: int) -> None:
+        """Set the adapters' dropout masks of one piece of one step."""
+        for bank in group.banks:
+            bank.draw(step, first_vector)
 
     @contextmanager
-    def _attention_dropout(self, step: int | None, first_row: int) -> Iterator[None]:
+    def _attention_dropout(self, step: int | None, first_vector: int) -> Iterator[None]:
         arm = self.arms[0] if self.arms else None
         if step is None or arm is None or not arm.attention_dropout:
             yield
@@ -114,7 +149,7 @@ class Trainee:
         modules = [m for m in self.model.modules() if hasattr(m, "attention_dropout")]
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(key(arm.seed, step, first_row) & 0xFFFFFFFF)
+            torch.manual_seed(key(arm.seed, step, first_vector) & 0xFFFFFFFF)
             for module in modules:
                 module.training = True
             try:
@@ -129,20 +164,41 @@ class Trainee:
         *,
         position_ids_NS: torch.Tensor | None = None,
         segments_NS: torch.Tensor | None = None,
+        part: str = "logits",
         **settings: Any,
     ) -> Any:
-        """The model's output for arm-major rows [K * B, S], under autocast."""
+        """The model's output for arm-major rows [K * B, S], under autocast.
+
+        Args:
+            segments_NS: several texts in a row, kept apart (``attention.block_diagonal``).
+            part: ``logits`` for the whole model, ``hidden`` for all of it but the output head.
+        """
         if segments_NS is not None:
-            dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-            settings["attention_mask"] = block_diagonal(segments_NS, self.model, dtype)
+            settings["attention_mask"] = block_diagonal(segments_NS, self.model)
         if position_ids_NS is not None:
             settings["position_ids"] = position_ids_NS
+        model = self.model if part == "logits" else self.model.base_model
         with self.autocast():
-            return self.model(input_ids=input_ids_NS, **settings)
+            return model(input_ids=input_ids_NS, **settings)
+
+    @cached_property
+    def head_is_linear(self) -> bool:
+        """Whether logits are the output head's product with the last hidden state, and no more.
+
+        Found by trying: some families scale or cap their logits after the head.
+        """
+        head = self.model.get_output_embeddings()
+        if type(head) is not torch.nn.Linear:
+            return False
+        ids = torch.arange(4, device=self.device)[None]
+        with torch.no_grad(), self.applied(None), self.autocast():
+            logits = self.model(input_ids=ids, use_cache=False).logits
+            hidden = self.model.base_model(input_ids=ids, use_cache=False)[0]
+            return torch.allclose(head(hidden), logits, rtol=1e-3, atol=1e-5)
 
     def view(self, group: Pass | None) -> ArmView:
         """The arms of ``group``, or the base under the adapters (None), for scoring."""
-        if group is None and self._active is None and self.arms:
+        if group is None and self._adapted is None and self.arms:
             raise ValueError("a full arm has no base beneath it")
         return ArmView(self, group)
 
@@ -210,23 +266,34 @@ class ArmView:
         )
 
 
+def compute_type(device: torch.device) -> torch.dtype:
+    """What products are computed in: bf16 on a GPU, float32 on a CPU."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
 def frozen(base: Base, device: torch.device) -> Trainee:
     """The base as it is, with nothing to train."""
-    return Trainee(load_model(base, device), [], [], [], None, device, base)
+    model = load_model(base, device, dtype=compute_type(device))
+    return Trainee(model, [], [], [], None, device, base)
 
 
 def full_arm(base: Base, arm: ArmConfig, device: torch.device) -> Trainee:
     """Full finetuning of every weight of the base, in float32 masters."""
-    model = load_model(base, device, attention_dropout=arm.attention_dropout)
+    model = load_model(base, torch.device("cpu"), attention_dropout=arm.attention_dropout)
     named = dict(model.named_parameters())
     shapes = {name: tuple(parameter.shape) for name, parameter in named.items()}
-    flat = Flat([0], shapes, arm_axis=False, device=device)
+    # Autocast computes products of these in bf16 and nothing else; copies take its casts' place
+    matrices = [f"{name}.weight" for name in linear_layers(model)]
+    copied = matrices if compute_type(device) == torch.bfloat16 else ()
+    flat = Flat([0], shapes, arm_axis=False, device=device, copied=copied, train_copies=True)
+    for name, own in flat.tensors(0).items():
+        own.copy_(named[name].detach())
+    flat.refresh()
     for name, parameter in named.items():
-        own = flat.parameters[name]
-        with torch.no_grad():
-            own.copy_(parameter)
-        parameter.data, parameter.requires_grad = own.data, True
-        parameter.grad = own.grad
+        parameter.data = flat.parameters[name].data
+        parameter.requires_grad = True
+        parameter.grad = flat.parameters[name].grad
+    model.to(device)  # buffers
     return Trainee(model, [arm], [flat], [Pass(0, 1, ())], None, device, base)
 
 
@@ -246,15 +313,14 @@ def lora_cohort(
     Raises:
         UserError: a target that the base does not have.
     """
-    model = load_model(base, torch.device("cpu"))
+    dtype = compute_type(device)
+    model = load_model(base, torch.device("cpu"), dtype=dtype)
     layers = linear_layers(model)
     targets = {arm.id: tuple(select(layers, arm.targets or "all")) for arm in arms}
     # Arms of one shape stand side by side, so that they share a bank
     ordered = sorted(arms, key=lambda a: (a.rank or 0, targets[a.id], a.optimizer, a.id))
     size = arms_per_pass or (1 if device.type == "cpu" else len(ordered))
-    active = Active()
-    compute = torch.bfloat16 if device.type == "cuda" else torch.float32
-    _replace(model, layers, set().union(*targets.values()), active, compute)
+    adapted = _replace(model, set().union(*targets.values()))
     model.to(device)
     passes: list[Pass] = []
     for start in range(0, len(ordered), size):
@@ -263,11 +329,11 @@ def lora_cohort(
         for first, last in _runs([_shape(ordered[i], targets) for i in range(start, stop)]):
             positions = list(range(start + first, start + last))
             own = [ordered[i] for i in positions]
-            adapted = {name: layers[name] for name in targets[own[0].id]}
-            banks.append(Bank(own, positions, adapted, device))
+            named = {name: layers[name] for name in targets[own[0].id]}
+            banks.append(Bank(own, positions, named, device, first_arm=first, dtype=dtype))
         passes.append(Pass(start, stop, tuple(banks)))
     flats = [bank.flat for group in passes for bank in group.banks]
-    return Trainee(model, ordered, flats, passes, active, device, base)
+    return Trainee(model, ordered, flats, passes, adapted, device, base)
 
 
 def _shape(arm: ArmConfig, targets: dict[str, tuple[str, ...]]) -> tuple[Any, ...]:
@@ -283,28 +349,13 @@ def _runs(keys: Sequence[Any]) -> Iterator[tuple[int, int]]:
             first = i
 
 
-def _replace(
-    model: torch.nn.Module,
-    layers: dict[str, Layer],
-    adapted: set[str],
-    active: Active,
-    dtype: torch.dtype,
-) -> None:
-    """Put an :class:`AdaptedLinear` in the place of each adapted layer.
-
-    Other linear layers keep their class; under autocast their products run in bf16 all the same.
-    """
-    for index, (name, layer) in enumerate(layers.items()):
-        if name not in adapted:
-            continue
+def _replace(model: torch.nn.Module, names: set[str]) -> dict[str, AdaptedLinear]:
+    """Put an :class:`AdaptedLinear` in the place of each layer that carries adapters."""
+    adapted = {}
+    for name in sorted(names):
         module = model.get_submodule(name)
         bias = getattr(module, "bias", None)
-        new = AdaptedLinear(
-            layer,
-            index,
-            weight_of(module).to(dtype),
-            None if bias is None else bias.detach().to(dtype),
-            active,
-        )
+        adapted[name] = AdaptedLinear(weight_of(module), None if bias is None else bias.detach())
         parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent) if parent else model, last, new)
+        setattr(model.get_submodule(parent) if parent else model, last, adapted[name])
+    return adapted

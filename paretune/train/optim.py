@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
+from paretune.model.compilation import fused
 from paretune.model.flat import Flat
 from paretune.study.arms import ArmConfig
 
-# Columns updated at a time: bounds temporaries, and on a CPU keeps them in cache
-_COLUMNS = {"cpu": 1 << 18, "cuda": 1 << 26}
+# Elements updated at a time on a CPU: keeps them in its cache. A GPU's kernel has no temporaries,
+# but counts elements in 32 bits
+_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 30}
 
 
 class PerArmOptimizer:
@@ -42,31 +44,36 @@ class PerArmOptimizer:
             self.state["v"] = torch.zeros_like(flat.values)
 
     @torch.no_grad()
-    def step(self, t: int, rate_K: torch.Tensor) -> None:
-        """One update from the gradients in the flat.
+    def step(self, t: int, rate_K: torch.Tensor, scale_K: torch.Tensor) -> None:
+        """One update from the gradients in the flat, scaled; writes the bf16 copies too.
 
         Args:
             t: number of this update for these arms, from 1 (AdamW's bias correction).
-            rate_K: float64 learning rates. With rate 0 and a gradient of 0 a row's weights stay
-                as they are to the bit, which is how an arm is frozen.
+            rate_K: float64 learning rates.
+            scale_K: factor of each arm's gradient (clipping). An arm whose rate and scale are 0 is
+                frozen: its weights stay as they are to the bit, whatever its gradient is.
         """
-        width = self.flat.values.shape[1]
-        chunk = _COLUMNS.get(self.flat.values.device.type, 1 << 26)
+        device = self.flat.values.device
         keep_K1 = (1 - rate_K * self._decay).float()[:, None]
         size_K1, root_K1 = self._corrections(t, rate_K)
-        for first in range(0, width, chunk):
-            part = slice(first, min(first + chunk, width))
-            p, g = self.flat.values[:, part], self.flat.grad[:, part]
-            state = {name: value[:, part] for name, value in self.state.items()}
-            p.mul_(keep_K1)
-            if self.kind == "lion":
-                p.sub_(torch.sign(torch.lerp(g, state["m"], self._beta1)) * size_K1)
-                state["m"].copy_(torch.lerp(g, state["m"], self._beta2))
-                continue
-            m, v = state["m"], state["v"]
-            m.lerp_(g, 1 - self._beta1)
-            v.mul_(self._beta2).addcmul_(g * (1 - self._beta2), g)
-            p.sub_(m / v.sqrt().div_(root_K1).add_(self._eps) * size_K1)
+        scalars = (keep_K1, size_K1, root_K1, scale_K[:, None])
+        constants = (self._beta1, self._beta2, self._eps)
+        update = _UPDATES[self.kind]
+        if device.type == "cuda":
+            update = fused(update, dynamic=True)
+        chunk = max(1, _ELEMENTS[device.type] // len(self.flat.arms))
+        for part in self.flat.parts:
+            for first in range(part.columns.start, part.columns.stop, chunk):
+                columns = slice(first, min(first + chunk, part.columns.stop))
+                within = slice(first - part.columns.start, columns.stop - part.columns.start)
+                update(
+                    self.flat.values[:, columns],
+                    part.total[:, within],
+                    None if part.copy_KC is None else part.copy_KC[:, within],
+                    [value[:, columns] for value in self.state.values()],
+                    scalars,
+                    constants,
+                )
 
     def _corrections(self, t: int, rate_K: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Step sizes [K, 1] and divisors of sqrt(v) [K, 1], with AdamW's bias corrections."""
@@ -74,5 +81,61 @@ class PerArmOptimizer:
             return rate_K.float()[:, None], torch.ones_like(self._beta1)
         first = [1 - beta1**t for beta1, _ in self._betas]
         second = [(1 - beta2**t) ** 0.5 for _, beta2 in self._betas]
-        size_K = rate_K / torch.tensor(first, dtype=torch.float64, device=rate_K.device)
-        return size_K.float()[:, None], torch.tensor(second, device=rate_K.device)[:, None]
+        first_K, second_K = put(
+            torch.tensor([first, second], dtype=torch.float64), rate_K.device
+        ).unbind()
+        return (rate_K / first_K).float()[:, None], second_K.float()[:, None]
+
+
+def put(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A CPU tensor on the device, without waiting for what the device is doing."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def _adamw(
+    p: torch.Tensor,
+    gradient: torch.Tensor,
+    copy: torch.Tensor | None,
+    state: list[torch.Tensor],
+    scalars: tuple[torch.Tensor, ...],
+    constants: tuple[torch.Tensor, ...],
+) -> None:
+    m, v = state
+    keep, size, root, scale = scalars
+    beta1, beta2, eps = constants
+    g = _scaled(gradient, scale)
+    p.mul_(keep)
+    m.lerp_(g, 1 - beta1)
+    v.mul_(beta2).addcmul_(g * (1 - beta2), g)
+    p.sub_(m / v.sqrt().div_(root).add_(eps) * size)
+    if copy is not None:
+        copy.copy_(p)
+
+
+def _lion(
+    p: torch.Tensor,
+    gradient: torch.Tensor,
+    copy: torch.Tensor | None,
+    state: list[torch.Tensor],
+    scalars: tuple[torch.Tensor, ...],
+    constants: tuple[torch.Tensor, ...],
+) -> None:
+    (m,) = state
+    keep, size, _, scale = scalars
+    beta1, beta2, _ = constants
+    g = _scaled(gradient, scale)
+    p.mul_(keep)
+    p.sub_(torch.sign(torch.lerp(g, m, beta1)) * size)
+    m.copy_(torch.lerp(g, m, beta2))
+    if copy is not None:
+        copy.copy_(p)
+
+
+def _scaled(gradient: torch.Tensor, scale_K1: torch.Tensor) -> torch.Tensor:
+    # Where the scale is 0 the gradient may be anything, NaN included
+    return torch.where(scale_K1 != 0, gradient.float() * scale_K1, 0.0)
+
+
+_UPDATES: dict[str, Callable[..., None]] = {"adamw": _adamw, "lion": _lion}

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from paretune.data.blocks import Batch, Blocks
 from paretune.data.order import rows_for_step
 from paretune.model.trainee import CPU_TOKENS, Pass, Trainee
 from paretune.train.divergence import Divergence
-from paretune.train.optim import PerArmOptimizer
+from paretune.train.optim import PerArmOptimizer, put
+from paretune.train.piece import Piece, PieceRunner
 from paretune.train.schedule import Resolved
 
 # Gradients are views into one matrix by design (see Flat), which autograd remarks on
@@ -59,6 +59,7 @@ class Trainer:
             [arm.clip if arm.clip is not None else math.inf for arm in trainee.arms],
             device=trainee.device,
         )
+        self.runner = PieceRunner(trainee)
         self.divergence = self._new_divergence()
         self._log = _Log()
         trainee.rows = self._rows_on_cpu()
@@ -89,16 +90,15 @@ class Trainer:
             loss_K[group.start : group.stop] = self._accumulate(group, batches, t)
         norm_K = torch.zeros_like(loss_K)
         for flat in trainee.flats:
-            norm_K[flat.arms] = torch.linalg.vector_norm(flat.grad, dim=1)
+            norm_K[flat.positions] = flat.grad_norm()
         alive_K = self.divergence.watch(t + 1, loss_K, norm_K)
         # torch.nn.utils.clip_grad_norm_'s formula, arm by arm
         scale_K = (self._clip_K / (norm_K + 1e-6)).clamp(max=1.0)
+        scale_K = torch.where(alive_K, scale_K, 0.0)
         rates = [p * s.factor(t) for p, s in zip(self._peak, schedules, strict=True)]
-        rate_K = torch.tensor(rates, dtype=torch.float64, device=trainee.device) * alive_K
+        rate_K = put(torch.tensor(rates, dtype=torch.float64), trainee.device) * alive_K
         for flat, optimizer in zip(trainee.flats, self.optimizers, strict=True):
-            scale, alive = scale_K[flat.arms][:, None], alive_K[flat.arms][:, None]
-            flat.grad.copy_(torch.where(alive, flat.grad * scale, 0.0))
-            optimizer.step(t + 1, rate_K[flat.arms])
+            optimizer.step(t + 1, rate_K[flat.positions], scale_K[flat.positions])
         self._log.steps.append(t + 1)
         self._log.loss_K.append(loss_K)
         self._log.norm_K.append(norm_K)
@@ -146,6 +146,7 @@ class Trainer:
         """Undo of :meth:`state`."""
         index, row = self._locate(position)
         self.trainee.flats[index].values[row].copy_(tensors["values"])
+        self.trainee.flats[index].refresh()
         for name, value in self.optimizers[index].state.items():
             value[row].copy_(tensors[name])
         self.divergence.restore(position, watch)
@@ -201,51 +202,25 @@ class Trainer:
                     raise
             trainee.rows = -(-trainee.rows // 2)
             torch.cuda.empty_cache()
-            for flat in trainee.flats:
-                if group.start <= flat.arms[0] < group.stop:
-                    flat.zero_grad()
+            for flat in trainee.flats_of(group):
+                flat.zero_grad()
 
     def _pieces(
         self, group: Pass, batches: dict[int, Batch], t: int, pieces: int | None
     ) -> torch.Tensor:
         trainee, rows = self.trainee, self.trainee.rows
-        arms = trainee.arms[group.start : group.stop]
-        own = [batches[arm.seed] for arm in arms]
-        targets = [max(1, int(batch.loss_mask[:, 1:].sum())) for batch in own]
-        weight_K = torch.tensor(targets, device=trainee.device).reciprocal()
-        total_K = torch.zeros(len(arms), device=trainee.device)
+        own = [batches[arm.seed] for arm in trainee.arms[group.start : group.stop]]
+        total_K = torch.zeros(group.count, device=trainee.device)
         for number, first in enumerate(range(0, self.batch_size, rows)):
             if number == pieces:
                 break
             part = slice(first, min(first + rows, self.batch_size))
-            ids = self._gather([b.input_ids[part] for b in own])
-            mask = self._gather([b.loss_mask[part] for b in own])
-            positions = [b.position_ids[part] for b in own if b.position_ids is not None]
-            segments = [b.segments[part] for b in own if b.segments is not None]
-            with trainee.applied(group, step=t, first_row=first):
-                logits = trainee.forward(
-                    ids,
-                    position_ids_NS=self._gather(positions) if positions else None,
-                    segments_NS=self._gather(segments) if segments else None,
-                    use_cache=False,
-                ).logits
-                loss_K = self._loss(logits, ids, mask, len(arms)) * weight_K
-                loss_K.sum().backward()  # type: ignore[no-untyped-call]
-            total_K += loss_K.detach()
+            piece = Piece.of(own, part, trainee.device)
+            total_K += self.runner.run(group, piece, t, first * self.blocks.block_length)
+            if rows < self.batch_size:
+                for flat in trainee.flats_of(group):
+                    flat.gather()
         return total_K
-
-    def _loss(
-        self, logits_NSV: torch.Tensor, ids_NS: torch.Tensor, mask_NS: torch.Tensor, count: int
-    ) -> torch.Tensor:
-        """Summed cross-entropy of each arm's loss tokens, [K], in nats."""
-        labels = ids_NS[:, 1:].masked_fill(~mask_NS[:, 1:], -100)
-        losses = F.cross_entropy(
-            logits_NSV[:, :-1].float().flatten(0, 1), labels.flatten(), reduction="none"
-        )
-        return losses.view(count, -1).sum(dim=1)
-
-    def _gather(self, tensors: list[torch.Tensor]) -> torch.Tensor:
-        return torch.cat(tensors).to(self.trainee.device, non_blocking=True)
 
     def _locate(self, position: int) -> tuple[int, int]:
         for index, flat in enumerate(self.trainee.flats):

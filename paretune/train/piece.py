@@ -1,0 +1,162 @@
+"""Forward and backward of one piece of a batch at fixed shapes, compiled and replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from paretune.data.blocks import Batch
+from paretune.model.compilation import Regions
+from paretune.model.trainee import Pass, Trainee
+from paretune.train.loss import arm_losses, next_tokens
+from paretune.train.optim import put
+
+# Runs before a graph is captured: compilation, autotuning and workspaces are behind it then
+_WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of all arms of a pass, arm-major [K * B, S], with what the loss needs of them."""
+
+    ids: torch.Tensor
+    labels: torch.Tensor
+    weight_K: torch.Tensor
+    positions: torch.Tensor | None = None
+    segments: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, batches: list[Batch], part: slice, device: torch.device) -> Piece:
+        """The same rows of each arm's batch, on the device; arms' weights are of whole batches."""
+        targets = [max(1, int(batch.loss_mask[:, 1:].sum())) for batch in batches]
+        ids = torch.cat([b.input_ids[part] for b in batches])
+        labels = next_tokens(ids, torch.cat([b.loss_mask[part] for b in batches]))
+        positions = [b.position_ids[part] for b in batches if b.position_ids is not None]
+        segments = [b.segments[part] for b in batches if b.segments is not None]
+        return cls(
+            ids=put(ids, device),
+            labels=put(labels, device),
+            weight_K=put(torch.tensor(targets, dtype=torch.float32).reciprocal(), device),
+            positions=put(torch.cat(positions), device) if positions else None,
+            segments=put(torch.cat(segments), device) if segments else None,
+        )
+
+    def copy_(self, other: Piece) -> None:
+        """Take over another piece's values, in place."""
+        for name, own in self._tensors():
+            own.copy_(getattr(other, name), non_blocking=True)
+
+    def clone(self) -> Piece:
+        """A piece with tensors of its own."""
+        return Piece(**{name: own.clone() for name, own in self._tensors()})
+
+    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value is not None:
+                yield each.name, value
+
+
+@dataclass
+class _Graph:
+    """A captured piece: where its inputs go and where its losses come out."""
+
+    runs: int = 0
+    piece: Piece | None = None
+    loss_K: torch.Tensor | None = None
+    graph: torch.cuda.CUDAGraph | None = None
+
+
+class PieceRunner:
+    """Adds the gradients of one piece to those of its arms, and gives their losses.
+
+    On a CPU this is plain eager code. On a GPU the model's repeated blocks are compiled for the
+    shapes of the plan, and from the third run on the whole piece, forward and backward, is replayed
+    as one CUDA graph, so that small bases do not wait for kernel launches.
+
+    Args:
+        backend: compiler of the model's blocks, or ``none``. By default ``inductor`` on a GPU,
+            unless an arm has attention dropout, whose random numbers are drawn for each piece.
+        graphs: replay CUDA graphs; by default where blocks are compiled.
+    """
+
+    def __init__(
+        self, trainee: Trainee, *, backend: str | None = None, graphs: bool | None = None
+    ) -> None:
+        cuda = trainee.device.type == "cuda"
+        draws = any(arm.attention_dropout for arm in trainee.arms)
+        self.trainee = trainee
+        backend = backend or ("inductor" if cuda and not draws else "none")
+        self.graphs = cuda and backend != "none" if graphs is None else graphs
+        self._head = trainee.model.get_output_embeddings() if trainee.head_is_linear else None
+        self._regions = Regions(trainee.model, backend) if backend != "none" else None
+        # Graphs cannot be captured on the default stream, nor autograd's nodes change streams
+        self._stream = torch.cuda.Stream(trainee.device) if cuda else None  # type: ignore[no-untyped-call]
+        self._graphs: dict[tuple[Any, ...], _Graph] = {}
+
+    def run(self, group: Pass, piece: Piece, step: int, first_vector: int) -> torch.Tensor:
+        """Losses [K] of a piece (means over whole batches); gradients are added to the flats."""
+        if self._stream is None:
+            with self._applied(group, step, first_vector):
+                return self._eager(piece)
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            loss_K = self._on_stream(group, piece, step, first_vector)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return loss_K
+
+    def release(self) -> None:
+        """Give back the memory that captured graphs hold; they are captured again when needed."""
+        self._graphs.clear()
+        if self._stream is not None:
+            torch.cuda.empty_cache()
+
+    def _on_stream(self, group: Pass, piece: Piece, step: int, first_vector: int) -> torch.Tensor:
+        if not self.graphs:
+            with self._applied(group, step, first_vector):
+                return self._eager(piece)
+        key = (group.start, *piece.ids.shape)
+        graph = self._graphs.setdefault(key, _Graph())
+        if graph.runs < _WARM_UP:
+            graph.runs += 1
+            with self._applied(group, step, first_vector):
+                return self._eager(piece)
+        if graph.graph is None:
+            graph.piece = piece.clone()
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            with self._applied(group, step, first_vector):
+                captured = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(captured, stream=self._stream):
+                    graph.loss_K = self._eager(graph.piece)
+            graph.graph = captured
+        assert graph.piece is not None
+        assert graph.loss_K is not None
+        graph.piece.copy_(piece)
+        self.trainee.draw(group, step, first_vector)
+        graph.graph.replay()
+        return graph.loss_K.clone()
+
+    @contextmanager
+    def _applied(self, group: Pass, step: int, first_vector: int) -> Iterator[None]:
+        regions = self._regions.compiled() if self._regions else nullcontext()
+        with regions, self.trainee.applied(group, step=step, first_vector=first_vector):
+            yield
+
+    def _eager(self, piece: Piece) -> torch.Tensor:
+        trainee = self.trainee
+        inputs: dict[str, Any] = {"position_ids_NS": piece.positions, "segments_NS": piece.segments}
+        if self._head is not None:
+            hidden = trainee.forward(piece.ids, part="hidden", use_cache=False, **inputs)[0]
+            weight, bias = self._head.weight, self._head.bias
+        else:
+            # Logits that are more than a product with the head are used as they come
+            hidden = trainee.forward(piece.ids, use_cache=False, **inputs).logits
+            weight = bias = None
+        loss_K = arm_losses(hidden, weight, bias, piece.labels, piece.weight_K)
+        loss_K.sum().backward()  # type: ignore[no-untyped-call]
+        return loss_K.detach()

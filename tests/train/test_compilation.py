@@ -1,0 +1,72 @@
+"""Compiled blocks compute what eager code computes, and are compiled once for all blocks and steps.
+
+Where there is no GPU the tracing half of the compiler runs alone: graph breaks, guards and the
+derivatives of the operators are the same.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from train_helpers import BATCH, CPU, arm, lora
+from transformers import AutoModelForCausalLM
+
+from paretune.data.blocks import Blocks
+from paretune.model.compilation import repeated_blocks
+from paretune.model.trainee import Trainee, full_arm, lora_cohort
+from paretune.study.config import Base
+from paretune.train.piece import PieceRunner
+from paretune.train.schedule import Span, resolve
+from paretune.train.trainer import Trainer
+
+MIXED = [
+    lora(2, 1e-3),
+    lora(2, 1e-2),
+    lora(8, 3e-3, targets="attention"),
+    lora(4, 5e-3, lora_dropout=0.3),
+]
+
+
+def losses(trainee: Trainee, blocks: Blocks, backend: str, steps: int) -> np.ndarray:
+    """Every step's loss of every arm."""
+    trainer = Trainer(trainee, blocks, BATCH)
+    trainer.runner = PieceRunner(trainee, backend=backend)
+    span = Span(BATCH * blocks.block_length, blocks.count // BATCH)
+    schedules = [resolve(a.schedule, span, total=steps, warmup_total=steps) for a in trainee.arms]
+    for t in range(steps):
+        trainer.step(t, schedules)
+    return np.array([[row["loss"] for row in rows] for rows in trainer.curve()])
+
+
+@pytest.mark.parametrize("which", ["tiny_base", "tiny_gpt2"])
+def test_compiled_cohort_equals_eager_and_is_compiled_once(
+    which: str, text_blocks: Blocks, request: pytest.FixtureRequest
+) -> None:
+    base: Base = request.getfixturevalue(which)
+    eager = losses(lora_cohort(base, MIXED, CPU, arms_per_pass=4), text_blocks, "none", 6)
+    torch._dynamo.reset()
+    counters.clear()
+    trainee = lora_cohort(base, MIXED, CPU, arms_per_pass=4)
+    assert len(repeated_blocks(trainee.model)) > 1
+    compiled = losses(trainee, text_blocks, "aot_eager", 6)
+    np.testing.assert_allclose(compiled, eager, rtol=1e-5)
+    assert counters["stats"]["unique_graphs"] == 1, "one graph for all blocks and all steps"
+    assert not counters["graph_break"]
+
+
+def test_compiled_full_arm_equals_eager(tiny_base: Base, text_blocks: Blocks) -> None:
+    own = arm(method="full", learning_rate=3e-3)
+    eager = losses(full_arm(tiny_base, own, CPU), text_blocks, "none", 6)
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = losses(full_arm(tiny_base, own, CPU), text_blocks, "aot_eager", 6)
+    np.testing.assert_allclose(compiled, eager, rtol=1e-5)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
+def test_blocks_are_found_in_a_model_of_any_family(tiny_base: Base) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_base.name)
+    assert repeated_blocks(model) == list(model.model.layers)

@@ -46,7 +46,7 @@ def linear_layers(model: torch.nn.Module) -> dict[str, Layer]:
         else:
             continue
         stored = isinstance(module, Conv1D)
-        layers[name] = Layer(name, len(layers), d_in, d_out, _kind(name), stored)
+        layers[name] = Layer(name, len(layers), d_in, d_out, kind_of(name), stored)
     return layers
 
 
@@ -102,7 +102,8 @@ def _matches(name: str, wanted: str) -> bool:
     return name == wanted or name.endswith("." + wanted)
 
 
-def _kind(name: str) -> Kind:
+def kind_of(name: str) -> Kind:
+    """What a layer is for, by the names of the modules that hold it; the nearest one decides."""
     parents = name.lower().split(".")[:-1]
     for part in reversed(parents):
         if any(mark in part for mark in _ATTENTION):

@@ -1,0 +1,280 @@
+"""Spectra of every matrix of one base and many tuned models, streamed over devices and cores."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from paretune.errors import UserError
+from paretune.spectrum.adapters import Adapter
+from paretune.spectrum.directions import BaseDirections
+from paretune.spectrum.matrices import Matrix
+from paretune.spectrum.measures import row
+from paretune.spectrum.singular import Spectrum, from_gram, gram, singular_values
+from paretune.spectrum.weights import Weights
+
+# Eigenvalue solvers leave most of a GPU idle while they reduce one column after another
+STREAMS = 4
+_CPU_BYTES = 2 << 30  # all workers' matrices together on a CPU
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured.
+
+    Attributes:
+        delta_only: the update alone; W0 and W are then not looked at.
+        vectors: also the measures that need singular vectors (several times the work).
+        top: leading directions in which angles and intruders are sought.
+        threshold: a direction is an intruder below this absolute cosine.
+        exact: the float64 SVD for every matrix, however slow.
+    """
+
+    delta_only: bool = False
+    vectors: bool = False
+    top: int = 10
+    threshold: float = 0.5
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A tuned model: its name for the caller, and its weights or its adapter.
+
+    ``names`` maps the base's tensors to those of the weights; an adapter needs none.
+    """
+
+    key: Hashable
+    source: Weights | Adapter
+    names: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The measures of one matrix of one tuned model, and the singular values behind them."""
+
+    key: Hashable
+    row: dict[str, Any]
+    values: dict[str, torch.Tensor]
+
+
+@dataclass
+class _Task:
+    """One matrix with the tuned models that still lack it."""
+
+    matrix: Matrix
+    tuned: list[Tuned]
+
+
+def spectra(
+    base: Weights,
+    matrices: Sequence[Matrix],
+    tuned: Sequence[Tuned],
+    options: Options,
+    devices: Sequence[torch.device],
+    *,
+    wanted: Callable[[Hashable, str], bool] = lambda key, matrix: True,
+    workers: int | None = None,
+) -> Iterator[Found]:
+    """Measure every matrix of every tuned model, in whatever order they are done.
+
+    Each worker (a stream of a GPU, or a core) takes one matrix at a time, reads W0 once and then
+    each tuned model's W, the next one while it computes; no model is ever in memory as a whole.
+
+    Args:
+        wanted: whether the matrix of this name is still to do for this tuned model.
+        workers: a device; by default a few streams on a GPU, and the cores that memory allows.
+
+    Raises:
+        UserError: a tensor cannot be read or holds values that are not finite; names it.
+    """
+    factors: dict[tuple[Hashable, str], Spectrum] = {}
+    for one in tuned:
+        if isinstance(one.source, Adapter):
+            todo = [m for m in matrices if wanted(one.key, m.name)]
+            for matrix, spectrum in one.source.spectra(todo, devices[0]):
+                if options.delta_only:
+                    yield Found(one.key, row(matrix, spectrum), {"delta": spectrum.values})
+                factors[one.key, matrix.name] = spectrum
+    tasks: list[_Task] = []
+    for matrix in matrices:
+        left = [
+            one for one in tuned
+            if wanted(one.key, matrix.name)
+            and not (options.delta_only and isinstance(one.source, Adapter))
+        ]  # fmt: skip
+        if left:
+            tasks.append(_Task(matrix, left))
+    # The largest first, so that no worker is left alone with one at the end
+    tasks.sort(key=lambda task: -(task.matrix.smaller**3))
+    yield from _Pool(base, tasks, factors, options).run(devices, workers)
+
+
+class _Pool:
+    """Workers that share the tasks; results come back through one queue."""
+
+    def __init__(
+        self,
+        base: Weights,
+        tasks: list[_Task],
+        factors: dict[tuple[Hashable, str], Spectrum],
+        options: Options,
+    ) -> None:
+        self.base = base
+        self.options = options
+        self.factors = factors
+        self.count = sum(len(task.tuned) for task in tasks)
+        self.largest = max((t.matrix for t in tasks), key=_bytes, default=None)
+        self.tasks: queue.SimpleQueue[_Task] = queue.SimpleQueue()
+        for task in tasks:
+            self.tasks.put(task)
+        self.results: queue.SimpleQueue[Found | BaseException] = queue.SimpleQueue()
+        self.stopped = threading.Event()
+
+    def run(self, devices: Sequence[torch.device], workers: int | None) -> Iterator[Found]:
+        """Results as they come; the first failure stops all workers and is raised."""
+        if not self.count:
+            return
+        threads = torch.get_num_threads()
+        crew = [d for d in devices for _ in range(workers or self._workers(d))]
+        on_cpu = sum(d.type == "cpu" for d in crew)
+        if on_cpu > 1:
+            torch.set_num_threads(max(1, threads // on_cpu))
+        team = [threading.Thread(target=self._work, args=(d,), daemon=True) for d in crew]
+        for member in team:
+            member.start()
+        try:
+            for _ in range(self.count):
+                found = self.results.get()
+                if isinstance(found, BaseException):
+                    raise found
+                yield found
+        finally:
+            self.stopped.set()
+            for member in team:
+                member.join()
+            torch.set_num_threads(threads)
+
+    def _workers(self, device: torch.device) -> int:
+        if device.type == "cuda":
+            return STREAMS
+        cores = len(os.sched_getaffinity(0))
+        largest = _bytes(self.largest) if self.largest else 1
+        return max(1, min(cores, _CPU_BYTES // largest))
+
+    def _work(self, device: torch.device) -> None:
+        try:
+            with ThreadPoolExecutor(1) as reader, _stream(device):
+                self._loop(device, reader)
+        except BaseException as error:
+            self.results.put(error)
+
+    def _loop(self, device: torch.device, reader: ThreadPoolExecutor) -> None:
+        reads = self._reads(device)
+        coming: Future[Any] = reader.submit(next, reads, None)
+        measured: _Measured | None = None
+        while (item := coming.result()) is not None and not self.stopped.is_set():
+            coming = reader.submit(next, reads, None)
+            matrix, one, value = item
+            if one is None:
+                measured = _Measured(matrix, value, self.base, self.options)
+                continue
+            assert measured is not None
+            self.results.put(measured.found(one, value, self.factors.get((one.key, matrix.name))))
+
+    def _reads(self, device: torch.device) -> Iterator[tuple[Matrix, Tuned | None, torch.Tensor]]:
+        """W0 of a matrix, then the W of each tuned model, copied to the device."""
+        while not self.stopped.is_set():
+            try:
+                task = self.tasks.get_nowait()
+            except queue.Empty:
+                return
+            matrix = task.matrix
+            W0 = _copy(self.base.tensor(matrix.tensor, matrix.expert), matrix, device)
+            yield matrix, None, W0
+            for one in task.tuned:
+                if isinstance(one.source, Adapter):
+                    update = one.source.update(matrix.tensor, device)
+                    value = W0.double() if update is None else W0.double() + update
+                else:
+                    name = one.names[matrix.tensor]
+                    value = _copy(one.source.tensor(name, matrix.expert), matrix, device)
+                yield matrix, one, value
+
+
+class _Measured:
+    """W0 of one matrix, measured once, and what follows for each tuned model."""
+
+    def __init__(
+        self, matrix: Matrix, W0: torch.Tensor, weights: Weights, options: Options
+    ) -> None:
+        self.matrix = matrix
+        self.W0 = W0
+        self.options = options
+        self.directions: BaseDirections | None = None
+        self.spectrum: Spectrum | None = None
+        if not bool(torch.isfinite(W0).all()):
+            raise UserError(_not_finite(weights, matrix.tensor))
+        if not options.delta_only:
+            self.spectrum = singular_values(W0, exact=options.exact)
+        if options.vectors:
+            self.directions = BaseDirections(matrix, W0)
+
+    def found(self, one: Tuned, W: torch.Tensor, factors: Spectrum | None) -> Found:
+        """The measures of one tuned model's W."""
+        matrix, options = self.matrix, self.options
+        if not bool(torch.isfinite(W).all()):
+            assert isinstance(one.source, Weights)
+            raise UserError(_not_finite(one.source, one.names[matrix.tensor]))
+        delta = factors or self._difference(W)
+        tuned = None if options.delta_only else singular_values(W, exact=options.exact)
+        measures = row(matrix, delta, self.spectrum, tuned)
+        if self.directions is not None:
+            measures |= self.directions.measures(W, options.top, options.threshold)
+        values = {"delta": delta.values}
+        if tuned is not None and self.spectrum is not None:
+            values |= {"tuned": tuned.values, "base": self.spectrum.values}
+        return Found(one.key, measures, values)
+
+    def _difference(self, W: torch.Tensor) -> Spectrum:
+        """Singular values of W - W0, which is not kept as a matrix on the Gram route."""
+        if not self.options.exact:
+            found = from_gram(gram(W, self.W0))
+            # A matrix that was not trained: all zeros, which are exact
+            if not found.unresolved:
+                return found
+        return singular_values(W.double() - self.W0.double(), exact=True)
+
+
+def _copy(stored: torch.Tensor, matrix: Matrix, device: torch.device) -> torch.Tensor:
+    """A stored tensor as [d_out, d_in] on the device; really read, not only mapped."""
+    copy = stored.clone() if device.type == "cpu" else stored.to(device)
+    return copy.T if matrix.transposed else copy
+
+
+def _stream(device: torch.device) -> AbstractContextManager[Any]:
+    if device.type != "cuda":
+        return nullcontext()
+    stream: Any = torch.cuda.Stream
+    return torch.cuda.stream(stream(device))
+
+
+def _bytes(matrix: Matrix) -> int:
+    """What one worker holds of a matrix on a CPU: two Gram matrices, slices, and copies of W."""
+    n, long = matrix.smaller, max(matrix.d_out, matrix.d_in)
+    return 8 * 2 * n * n + 3 * 8 * n * min(long, 2048) + 3 * 4 * n * long
+
+
+def _not_finite(weights: Weights, name: str) -> str:
+    return (
+        f"{weights.entries[name].path}: {name} holds values that are not finite; "
+        "the model is damaged or its training diverged"
+    )

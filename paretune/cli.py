@@ -205,6 +205,66 @@ def export(
 
 
 @app.command()
+def spectrum(
+    base: Annotated[
+        str,
+        typer.Argument(help="A model (pocket, folder, hub), or a study's folder.", metavar="BASE"),
+    ],
+    tuned: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Models, PEFT adapters or STUDY:ARM[@BUDGET]; of a study ARM[@BUDGET], or nothing "
+            "for all of it.",
+            metavar="TUNED...",
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", help="Where models' spectra go; a study keeps its own.")
+    ] = Path("spectrum"),
+    delta_only: Annotated[
+        bool, typer.Option("--delta-only", help="The update alone, not W0 and W: fastest.")
+    ] = False,
+    vectors: Annotated[
+        bool,
+        typer.Option("--vectors", help="Angles and intruder dimensions too: twice the time."),
+    ] = False,
+    top: Annotated[int, typer.Option("--top", min=1, help="Leading directions looked at.")] = 10,
+    threshold: Annotated[
+        float, typer.Option("--threshold", min=0, max=1, help="An intruder's largest cosine.")
+    ] = 0.5,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="The float64 SVD for every matrix: far slower.")
+    ] = False,
+    any_vocabulary: Annotated[
+        bool, typer.Option("--any-vocabulary", help="Allow embeddings with more or fewer rows.")
+    ] = False,
+    device: DeviceOption = None,
+) -> None:
+    """Measure what moved in every weight matrix: ranks, norms, directions, against noise."""
+    from paretune.runner.progress import Terminal
+    from paretune.runner.spectrum import model_spectra, study_spectra, summary
+    from paretune.runner.tuned import is_study
+    from paretune.spectrum.compute import Options
+
+    if delta_only and vectors:
+        raise UserError("--vectors needs W0 and W: leave out --delta-only")
+    options = Options(delta_only, vectors, top, threshold, exact)
+    with Terminal() as progress:
+        if is_study(base):
+            table = study_spectra(
+                base, tuned or (), options=options, device=device, progress=progress
+            )
+        elif tuned:
+            table = model_spectra(
+                base, tuned, out,
+                options=options, device=device, progress=progress, any_vocabulary=any_vocabulary,
+            )  # fmt: skip
+        else:
+            raise UserError(f"{base}: no study here; to compare models, give BASE and TUNED")
+    _print(summary(table))
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of study files, for editors."""
     from paretune.study.schema import schema_text

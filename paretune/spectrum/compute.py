@@ -21,8 +21,9 @@ from paretune.spectrum.measures import row
 from paretune.spectrum.singular import Spectrum, from_gram, gram, singular_values
 from paretune.spectrum.weights import Weights
 
-# Eigenvalue solvers leave most of a GPU idle while they reduce one column after another
-STREAMS = 4
+# On a GPU one worker computes Gram matrices and reads while another's solver runs. More do not
+# help: measured on an H200, solvers of several streams take turns
+STREAMS = 2
 _CPU_BYTES = 2 << 30  # all workers' matrices together on a CPU
 
 
@@ -223,35 +224,42 @@ class _Measured:
         self.spectrum: Spectrum | None = None
         if not bool(torch.isfinite(W0).all()):
             raise UserError(_not_finite(weights, matrix.tensor))
-        if not options.delta_only:
-            self.spectrum = singular_values(W0, exact=options.exact)
         if options.vectors:
             self.directions = BaseDirections(matrix, W0)
+            self.spectrum = self._resolved(self.directions.own.spectrum, W0)
+        elif not options.delta_only:
+            self.spectrum = singular_values(W0, exact=options.exact)
 
     def found(self, one: Tuned, W: torch.Tensor, factors: Spectrum | None) -> Found:
-        """The measures of one tuned model's W."""
+        """The measures of one tuned model's W; ``factors``: the update's spectrum, where known."""
         matrix, options = self.matrix, self.options
         if not bool(torch.isfinite(W).all()):
             assert isinstance(one.source, Weights)
             raise UserError(_not_finite(one.source, one.names[matrix.tensor]))
-        delta = factors or self._difference(W)
-        tuned = None if options.delta_only else singular_values(W, exact=options.exact)
-        measures = row(matrix, delta, self.spectrum, tuned)
+        measures: dict[str, Any] = {}
+        tuned, delta = None, factors
         if self.directions is not None:
-            measures |= self.directions.measures(W, options.top, options.threshold)
+            measures, tuned, dense = self.directions.measures(W, options.top, options.threshold)
+            tuned = self._resolved(tuned, W)
+            delta = delta or self._resolved(dense, W, self.W0)
+        elif not options.delta_only:
+            tuned = singular_values(W, exact=options.exact)
+        if delta is None:
+            found = None if options.exact else from_gram(gram(W, self.W0))
+            delta = self._resolved(found, W, self.W0)
         values = {"delta": delta.values}
         if tuned is not None and self.spectrum is not None:
             values |= {"tuned": tuned.values, "base": self.spectrum.values}
-        return Found(one.key, measures, values)
+        return Found(one.key, row(matrix, delta, self.spectrum, tuned) | measures, values)
 
-    def _difference(self, W: torch.Tensor) -> Spectrum:
-        """Singular values of W - W0, which is not kept as a matrix on the Gram route."""
-        if not self.options.exact:
-            found = from_gram(gram(W, self.W0))
-            # A matrix that was not trained: all zeros, which are exact
-            if not found.unresolved:
-                return found
-        return singular_values(W.double() - self.W0.double(), exact=True)
+    def _resolved(
+        self, found: Spectrum | None, W: torch.Tensor, minus: torch.Tensor | None = None
+    ) -> Spectrum:
+        """A spectrum of the Gram route if that resolves all values, else that of the exact SVD."""
+        if found is not None and not found.unresolved and not self.options.exact:
+            return found
+        matrix = W if minus is None else W.double() - minus.double()
+        return singular_values(matrix, exact=True)
 
 
 def _copy(stored: torch.Tensor, matrix: Matrix, device: torch.device) -> torch.Tensor:

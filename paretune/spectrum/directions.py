@@ -11,7 +11,7 @@ import torch
 
 from paretune.spectrum.matrices import Matrix
 from paretune.spectrum.measures import rank_for
-from paretune.spectrum.singular import gram, gram_floor
+from paretune.spectrum.singular import Spectrum, from_eigenvalues, from_gram, gram
 
 
 @dataclass(frozen=True)
@@ -21,36 +21,44 @@ class Short:
     Attributes:
         vectors: [n, k] orthonormal columns, by descending value.
         values: [k] singular values.
+        spectrum: all n singular values.
     """
 
     vectors: torch.Tensor
     values: torch.Tensor
+    spectrum: Spectrum
 
     def leading(self, k: int) -> Short:
         """The first k of them."""
-        return Short(self.vectors[:, :k], self.values[:k])
+        return Short(self.vectors[:, :k], self.values[:k], self.spectrum)
 
     def long(self, X_nN: torch.Tensor) -> torch.Tensor:
         """[N, k] the directions of the long side, X^T s / sigma; zero where sigma is lost."""
-        floor = gram_floor(X_nN.shape[0]) * float(self.values[0])
-        inverse = torch.where(self.values > floor, 1 / self.values.clamp(min=1e-300), 0.0)
+        kept = self.values > self.spectrum.floor
+        inverse = torch.where(kept, 1 / self.values.clamp(min=1e-300), 0.0)
         return (X_nN.T @ self.vectors) * inverse
 
 
 def directions(G: torch.Tensor, k: int | None = None) -> Short:
-    """Eigenvectors of a Gram matrix (lower triangle), all or the k leading ones."""
+    """Eigenvectors of a Gram matrix (lower triangle), all or the k leading ones, and all values.
+
+    On a GPU the solver's time goes into reducing the matrix, so that vectors cost a tenth more; on
+    a CPU they double it, and the k leading ones are computed alone.
+    """
     n = G.shape[0]
     if k is not None and k < n and G.device.type == "cpu":
         import scipy.linalg
 
-        values, vectors = scipy.linalg.eigh(
+        spectrum = from_gram(G)
+        _, some = scipy.linalg.eigh(
             G.numpy(), lower=True, subset_by_index=[n - k, n - 1], check_finite=False
         )
-        values, vectors = torch.from_numpy(values), torch.from_numpy(vectors)
+        vectors = torch.from_numpy(some)
     else:
-        values, vectors = torch.linalg.eigh(G, UPLO="L")
-    kept = slice(None) if k is None else slice(0, k)
-    return Short(vectors.flip(1)[:, kept], values.clamp(min=0).sqrt().flip(0)[kept])
+        ascending, vectors = torch.linalg.eigh(G, UPLO="L")
+        spectrum = from_eigenvalues(ascending)
+    kept = n if k is None else k
+    return Short(vectors.flip(1)[:, :kept], spectrum.values[:kept].to(G.device), spectrum)
 
 
 class BaseDirections:
@@ -65,12 +73,18 @@ class BaseDirections:
         self.turned = W0.shape[0] > W0.shape[1]
         self.X0_nN = (W0.T if self.turned else W0).double()
         self.own = directions(gram(self.X0_nN))
-        self.rank90 = rank_for(self.own.values.cpu().numpy()) or 1
+        self.rank90 = rank_for(self.own.spectrum.values.numpy()) or 1
 
-    def measures(self, W: torch.Tensor, top: int, threshold: float) -> dict[str, Any]:
+    def measures(
+        self, W: torch.Tensor, top: int, threshold: float
+    ) -> tuple[dict[str, Any], Spectrum, Spectrum]:
         """The measures of one tuned W [d_out, d_in] that need singular vectors.
 
-        ``top``: of how many leading directions angles and intruders are taken.
+        Args:
+            top: of how many leading directions angles and intruders are taken.
+
+        Returns:
+            The measures, and the spectra of W and of W - W0, which come with them.
         """
         k = min(top, self.matrix.smaller)
         X_nN = (W.T if self.turned else W).double()
@@ -84,9 +98,9 @@ class BaseDirections:
             _largest_angle(a, b)
             for a, b in zip(self._sides(self.X0_nN, base), self._sides(X_nN, tuned), strict=True)
         )
-        if size == 0:
-            return found
         delta = directions(gram(D_nN), k)
+        if size == 0:
+            return found, tuned.spectrum, delta.spectrum
         found["delta_overlap_left"], found["delta_overlap_right"] = (
             overlap(a, b)
             for a, b in zip(self._sides(self.X0_nN, base), self._sides(D_nN, delta), strict=True)
@@ -97,7 +111,7 @@ class BaseDirections:
         found["null_outside"] = 1 - self.rank90**2 / (self.matrix.d_out * self.matrix.d_in)
         control = self.X0_nN + scrambled(D_nN, self.matrix.name)
         found |= self._intruders(control, directions(gram(control), k), threshold, "control_")
-        return found
+        return found, tuned.spectrum, delta.spectrum
 
     def _sides(self, X_nN: torch.Tensor, own: Short) -> tuple[torch.Tensor, torch.Tensor]:
         """Left and right directions."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -83,12 +83,14 @@ def gram(
     return G
 
 
-def from_gram(
-    G: torch.Tensor, solve: Callable[[torch.Tensor], torch.Tensor] | None = None
-) -> Spectrum:
+def from_gram(G: torch.Tensor) -> Spectrum:
     """Singular values from a Gram matrix's lower triangle, and the floor of their accuracy."""
-    eigenvalues = solve(G) if solve else torch.linalg.eigvalsh(G, UPLO="L")
-    values = eigenvalues.clamp(min=0).sqrt().flip(0).cpu()
+    return from_eigenvalues(torch.linalg.eigvalsh(G, UPLO="L"))
+
+
+def from_eigenvalues(ascending: torch.Tensor) -> Spectrum:
+    """The same from the Gram matrix's eigenvalues."""
+    values = ascending.clamp(min=0).sqrt().flip(0).cpu()
     return Spectrum(values, "gram", gram_floor(len(values)) * float(values[0]))
 
 

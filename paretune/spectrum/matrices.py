@@ -40,7 +40,7 @@ class Matrix:
 
 
 def matrices_of(base: Weights, transposed: Iterable[str] = ()) -> list[Matrix]:
-    """Every matrix inside the base's numbered layers, in the model's order.
+    """Every matrix inside the base's numbered layers, by layer and name.
 
     Embeddings, the output head and norms stand outside the layers or are vectors: their change is
     not a matrix that a LoRA adapter would have. A fused matrix (q, k and v in one) stays whole, as
@@ -79,7 +79,7 @@ def matrices_of(base: Weights, transposed: Iterable[str] = ()) -> list[Matrix]:
         raise UserError(
             f"{base.folder}: no weight matrix in numbered layers; is this a language model?"
         )
-    return sorted(found, key=lambda m: m.layer)
+    return sorted(found, key=lambda m: (m.layer, m.tensor, m.expert or 0))
 
 
 def left_out(base: Weights, matrices: Iterable[Matrix]) -> list[str]:

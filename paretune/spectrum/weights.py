@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,9 +119,23 @@ def read_header(path: Path, *, missing: str = "") -> dict[str, Entry]:
             }
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{path}: this shard is torn or is no safetensors file ({error}){missing}; "
-            "download or save it again"
+            f"{path}: this shard is torn or is no safetensors file ({error})"
+            f"{_beyond(path) or missing}; download or save it again"
         ) from error
+
+
+def _beyond(path: Path) -> str:
+    """The first tensor that a torn file's header places beyond its end, for messages."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length < size else {}
+    except (OSError, ValueError):
+        return ""
+    ends = {n: h["data_offsets"][1] for n, h in header.items() if n != "__metadata__"}
+    lost = [name for name, end in ends.items() if 8 + length + end > size]
+    return f": {min(lost, key=ends.__getitem__)} lies beyond its end" if lost else ""
 
 
 def _first(wanted: dict[str, str], shard: str) -> str:

@@ -48,9 +48,17 @@ def row(
 
 
 def write(name: str, rows: list[dict[str, Any]]) -> None:
-    """Write the rows of one script, and show them."""
+    """Write the rows of one script, and show them; rows of other scripts in the file stay."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(rows, indent=2) + "\n")
+    before = json.loads(path.read_text()) if path.exists() else []
+    others = [each for each in before if script_of(each) != script_of(rows[0])]
+    every = sorted([*others, *rows], key=script_of)  # stable: each script's own order stays
+    path.write_text(json.dumps(every, indent=2) + "\n")
     for each in rows:
         print(f"{each['name']}: {each['our_value']:.4g} {each['unit']} (goal: {each['goal']})")
+
+
+def script_of(measured: dict[str, Any]) -> str:
+    """The file of benchmarks/ that measured a row, whatever its arguments were."""
+    return str(measured["command"].split()[1])

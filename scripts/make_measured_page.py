@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from measurements import script_of
+
 PAGE = ROOT / "docs" / "measured.md"
 HEAD = """\
 # Measured claims
@@ -21,13 +27,16 @@ def page() -> str:
     """The whole page."""
     parts = [HEAD]
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        parts.append(f"\n## {path.stem}\n")
         rows = json.loads(path.read_text())
-        first = rows[0]
-        versions = ", ".join(f"{name} {value}" for name, value in first["versions"].items())
-        parts.append(
-            f"\n## {path.stem}\n\n`{first['command']}`, {first['date']}, {first['device']}; "
-            f"{versions}.\n\n" + table(rows)
-        )
+        for (_, device), group in groupby(rows, lambda each: (script_of(each), each["device"])):
+            measured = list(group)
+            first = measured[0]
+            versions = ", ".join(f"{name} {value}" for name, value in first["versions"].items())
+            parts.append(
+                f"\n`{first['command']}`, {first['date']}, {device}; {versions}.\n\n"
+                + table(measured)
+            )
     return "".join(parts)
 
 

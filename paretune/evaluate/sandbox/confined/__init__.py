@@ -1,0 +1,1 @@
+"""What runs inside: the warden, the program and the tests. Standard library only."""

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from measurements import script_of
-
 PAGE = ROOT / "docs" / "measured.md"
 HEAD = """\
 # Measured claims
@@ -29,7 +24,7 @@ def page() -> str:
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
         parts.append(f"\n## {path.stem}\n")
         rows = json.loads(path.read_text())
-        for (_, device), group in groupby(rows, lambda each: (script_of(each), each["device"])):
+        for (_, device), group in groupby(rows, lambda each: (script(each), each["device"])):
             measured = list(group)
             first = measured[0]
             versions = ", ".join(f"{name} {value}" for name, value in first["versions"].items())
@@ -38,6 +33,11 @@ def page() -> str:
                 + table(measured)
             )
     return "".join(parts)
+
+
+def script(row: dict[str, Any]) -> str:
+    """The file that measured a row, whatever its arguments were."""
+    return str(row["command"].split()[1])
 
 
 def table(rows: list[dict[str, Any]]) -> str:

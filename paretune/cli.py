@@ -238,9 +238,28 @@ def spectrum(
     any_vocabulary: Annotated[
         bool, typer.Option("--any-vocabulary", help="Allow embeddings with more or fewer rows.")
     ] = False,
+    truncate: Annotated[
+        str | None,
+        typer.Option(
+            "--truncate",
+            help="Ranks, as 1,4,16: score an arm with its update cut to them, or write adapters.",
+        ),
+    ] = None,
+    scale: Annotated[
+        str | None, typer.Option("--scale", help="Factors of the update, as 0.5,1.")
+    ] = None,
+    rest: Annotated[
+        str, typer.Option("--rest", help="What is not cut is tuned, or base.")
+    ] = "tuned",
+    merge: Annotated[
+        bool, typer.Option("--merge", help="With --truncate, write whole models, not adapters.")
+    ] = False,
     device: DeviceOption = None,
 ) -> None:
     """Measure what moved in every weight matrix: ranks, norms, directions, against noise."""
+    if truncate is not None or scale is not None:
+        _truncate(base, tuned or [], out, truncate, scale, rest, merge, device)
+        return
     from paretune.runner.progress import Terminal
     from paretune.runner.spectrum import model_spectra, study_spectra, summary
     from paretune.runner.tuned import is_study
@@ -286,6 +305,35 @@ def main() -> None:
         for line in str(error).splitlines():
             typer.echo(f"error: {line}", err=True)
         sys.exit(2)
+
+
+def _truncate(
+    base: str,
+    tuned: list[str],
+    out: Path,
+    truncate: str | None,
+    scale: str | None,
+    rest: str,
+    merge: bool,
+    device: str | None,
+) -> None:
+    from paretune.runner.progress import Terminal
+    from paretune.runner.truncation import curve_table, parse_cuts, score_cuts, write_cuts
+    from paretune.runner.tuned import is_study
+
+    wanted = parse_cuts(truncate, scale)
+    if len(tuned) != 1:
+        raise UserError("--truncate and --scale take one model or arm: BASE TUNED, or STUDY ARM")
+    with Terminal() as progress:
+        if is_study(base):
+            table = score_cuts(base, tuned[0], wanted, rest=rest, device=device, progress=progress)
+            text = curve_table(table)
+        else:
+            paths = write_cuts(
+                base, tuned[0], wanted, out, merged=merge, device=device, progress=progress
+            )
+            text = "\n".join(f"written: {path}" for path in paths)
+    _print(text)
 
 
 def _run(study: object, out: Path | None, device: str | None, *, report: bool = True) -> None:

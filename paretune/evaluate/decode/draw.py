@@ -71,6 +71,11 @@ def next_tokens(
     finite_R = best.values.isfinite()
     if draws is None:
         return best.indices, finite_R
+    if logits_RV.is_cuda:
+        from paretune.evaluate.decode.draw_kernel import drawn_tokens
+
+        parts = (draws.temperature, draws.top_p, draws.key, position_R)
+        return drawn_tokens(logits_RV, best.indices, best.values, *parts, cuts=draws.cuts), finite_R
     greedy_R = draws.temperature == 0
     warm_R1 = torch.where(greedy_R, 1.0, draws.temperature)[:, None]
     weight_RV = ((logits_RV - best.values[:, None]) / warm_R1).exp()

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from paretune.model.adapter import Bank
 from paretune.model.slots.cache import NAME, Filling, SlotCache, Unsupported, running
+from paretune.model.slots.fuse import fuse_norms, rotary_in_one_kernel, rotary_modules
 from paretune.model.slots.twin import Rows, twin
 
 # Tokens of the check, and how far its logits may lie from the model's own, in units of their spread
@@ -41,6 +42,9 @@ class SlotModel:
         self._dtype = dtype
         self._model, self._head = twin(model, banks, self._rows, dtype, run)
         self._model.config.get_text_config(decoder=True)._attn_implementation = NAME
+        self._rotary: list[Any] = []
+        if device.type == "cuda":
+            fuse_norms(self._model, dtype)
         self.vocabulary = len(self._head.weight)
         self.cache = SlotCache(0, 0, device, dtype)
         self.token_bytes = 0
@@ -84,7 +88,7 @@ class SlotModel:
         return self._forward(token_R[:, None], positions)
 
     def _forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        with running(self.cache):
+        with running(self.cache), rotary_in_one_kernel(self._rotary):
             out = self._model(
                 input_ids=input_ids,
                 position_ids=position_ids,
@@ -108,6 +112,8 @@ class SlotModel:
         tokens_S = torch.randint(self.vocabulary, (CHECK_TOKENS,), generator=generator)
         expected_KSV = logits(tokens_S[None].to(self.device))[:, 0].float()
         self.allocate(1, CHECK_TOKENS)
+        if self.device.type == "cuda":
+            self._rotary = rotary_modules(self._model, self._dtype)
         try:
             prompt = tokens_S[:CHECK_PROMPT].numpy()
             got = [torch.cat([self.prefill(k, [prompt], [[k]]) for k in range(self.count)])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,9 @@ from paretune.model.layers import weight_of
 # Up to this rank the updates of layers that share an input are one block-diagonal product; above
 # it the zeros would cost more than the launches they save
 BLOCK_DIAGONAL_RANK = 64
+# Rows of A that may stand below a matrix, as a share of it: with many arms of high rank, what each
+# A makes of other arms' rows would cost more than a product of its own
+MOST_BESIDE = 0.25
 
 
 @dataclass
@@ -29,32 +33,28 @@ class Rows:
 
 @dataclass
 class Update:
-    """The low-rank updates of k neighbouring arms: A [k, d_in, r], B [k, r, d_out]."""
+    """The low-rank updates of k neighbouring arms: A [k, r, d_in], B [k, r, d_out].
+
+    Attributes:
+        columns: of the joined output that B adds to.
+        beside: where the products with the k A stand beside the joined output, one after another;
+            None where A is a product of its own.
+    """
 
     arms: range
     columns: slice
     A: torch.Tensor
     B: torch.Tensor
-
-    def add(self, x_ND: torch.Tensor, y_NO: torch.Tensor, rows: Rows) -> None:
-        """Add (x_k A_k) B_k to the rows of each arm, in place."""
-        y_NO = y_NO[:, self.columns]
-        if rows.arm is not None:
-            if rows.arm in self.arms:
-                own = rows.arm - self.arms.start
-                y_NO.addmm_(x_ND @ self.A[own], self.B[own])
-            return
-        part = slice(self.arms.start, self.arms.stop)
-        x_KND = x_ND.view(rows.count, -1, x_ND.shape[-1])[part]
-        y_KNO = y_NO.view(rows.count, -1, y_NO.shape[-1])[part]
-        y_KNO.baddbmm_(torch.bmm(x_KND, self.A), self.B)
+    beside: int | None = None
 
 
 @dataclass
 class Product:
     """Linear layers that share their input, as one product of d_out = sum of theirs.
 
-    The first of them computes for all; the others take their columns from it.
+    The first of them computes for all; the others take their columns from it. ``weight`` is
+    [d_out + beside, d_in]: small A stand below the joined matrices, so that one product gives what
+    all arms' A make of all rows, and each arm's part is taken from it.
     """
 
     weight: torch.Tensor
@@ -77,10 +77,37 @@ class Product:
 
     def _compute(self, x: torch.Tensor) -> torch.Tensor:
         x_ND = x.reshape(-1, x.shape[-1]).to(self.weight.dtype)
-        y_NO = F.linear(x_ND, self.weight, self.bias)
-        for update in self.updates:
-            update.add(x_ND, y_NO, self.rows)
-        return y_NO.view(*x.shape[:-1], -1)
+        width = sum(self.sizes)
+        if self.rows.arm is None:
+            whole_NW = F.linear(x_ND, self.weight)
+            y_NO = whole_NW[:, :width]
+            for update in self.updates:
+                self._add_all(update, x_ND, whole_NW)
+        else:
+            y_NO = F.linear(x_ND, self.weight[:width])
+            for update in self.updates:
+                if self.rows.arm in update.arms:
+                    own = self.rows.arm - update.arms.start
+                    y_NO[:, update.columns].addmm_(x_ND @ update.A[own].T, update.B[own])
+        if self.bias is not None:
+            y_NO += self.bias
+        return y_NO.view(*x.shape[:-1], width)
+
+    def _add_all(self, update: Update, x_ND: torch.Tensor, whole_NW: torch.Tensor) -> None:
+        """Add (x_k A_k) B_k to the rows of each arm k, in place."""
+        per_arm = len(x_ND) // self.rows.count
+        part = slice(update.arms.start, update.arms.stop)
+        y_KNO = whole_NW.view(self.rows.count, per_arm, -1)[part, :, update.columns]
+        if update.beside is None:
+            x_KND = x_ND.view(self.rows.count, per_arm, -1)[part]
+            h_KNr = torch.bmm(x_KND, update.A.mT)
+        else:
+            k, rank, _ = update.A.shape
+            row = whole_NW.stride(0)
+            first = update.arms.start * per_arm * row + update.beside
+            # Arm k's rows at arm k's columns
+            h_KNr = whole_NW.as_strided((k, per_arm, rank), (per_arm * row + rank, row, 1), first)
+        y_KNO.baddbmm_(h_KNr, update.B)
 
 
 class Member(torch.nn.Module):
@@ -154,8 +181,7 @@ def twin(
     }
     places: dict[int, torch.nn.Module] = {}
     for names in _sharing(linears, lambda: run(model)):
-        product = _product([linears[name] for name in names], rows, dtype)
-        product.updates = _updates(names, product.sizes, banks, dtype)
+        product = _product(names, [linears[name] for name in names], banks, rows, dtype)
         for index, name in enumerate(names):
             places[id(linears[name])] = Member(product, index)
     new_head = Head(weight_of(head).to(dtype), getattr(head, "bias", None))
@@ -199,13 +225,26 @@ def _sharing(linears: dict[str, torch.nn.Module], run: Callable[[], object]) -> 
     return list(unique.values())
 
 
-def _product(modules: Sequence[Any], rows: Rows, dtype: torch.dtype) -> Product:
-    weights = [weight_of(module) for module in modules]
+def _product(
+    names: Sequence[str],
+    modules: Sequence[Any],
+    banks: Iterable[Bank],
+    rows: Rows,
+    dtype: torch.dtype,
+) -> Product:
+    weights = [weight_of(module).to(dtype) for module in modules]
     sizes = [len(weight) for weight in weights]
-    joined = (
-        weights[0].to(dtype) if len(weights) == 1 else torch.cat([w.to(dtype) for w in weights])
-    )
-    if len(weights) > 1:
+    updates = _updates(names, sizes, banks, dtype)
+    room = int(MOST_BESIDE * sum(sizes))
+    beside: list[torch.Tensor] = []
+    for update in updates:
+        if update.A.shape[0] * update.A.shape[1] <= room:
+            update.beside = sum(sizes) + sum(len(A) for A in beside)
+            beside.append(update.A.flatten(0, 1))
+            room -= len(beside[-1])
+    joined = weights[0]
+    if len(weights) > 1 or beside:
+        joined = torch.cat([*weights, *beside])
         _share(modules, joined, sizes)
     biases = [getattr(module, "bias", None) for module in modules]
     bias = None
@@ -215,12 +254,12 @@ def _product(modules: Sequence[Any], rows: Rows, dtype: torch.dtype) -> Product:
             for b, size in zip(biases, sizes, strict=True)
         ]
         bias = torch.cat([part.to(dtype) for part in parts])
-    return Product(joined, bias, sizes, rows)
+    return Product(joined, bias, sizes, rows, updates)
 
 
 def _share(modules: Sequence[Any], joined: torch.Tensor, sizes: Sequence[int]) -> None:
     """Let frozen layers of the same type be views of the joined matrix: one copy in memory."""
-    for module, part in zip(modules, torch.split(joined, list(sizes)), strict=True):
+    for module, part in zip(modules, torch.split(joined[: sum(sizes)], list(sizes)), strict=True):
         frozen = isinstance(module, AdaptedLinear) and not module.weight.requires_grad
         if frozen and module.weight.dtype == joined.dtype:
             module.weight.data = part
@@ -229,32 +268,28 @@ def _share(modules: Sequence[Any], joined: torch.Tensor, sizes: Sequence[int]) -
 def _updates(
     names: Sequence[str], sizes: Sequence[int], banks: Iterable[Bank], dtype: torch.dtype
 ) -> list[Update]:
-    """The updates of layers that share an input, as few products as their ranks allow."""
+    """The updates of layers that share an input, in as few products as their ranks allow."""
+    ends = list(itertools.accumulate(sizes))
+    columns = {
+        name: slice(end - size, end) for name, size, end in zip(names, sizes, ends, strict=True)
+    }
     found: list[Update] = []
     start = 0
     for bank in banks:
         arms = range(start, start + len(bank.arms))
         start = arms.stop
         adapted = [name for name in names if name in bank.layers]
-        if not adapted:
-            continue
         factors = bank.flat.parameters
-        A = {name: factors[f"{name}.A"].detach() for name in adapted}
-        B = {name: factors[f"{name}.B"].detach() * bank.gamma_K11 for name in adapted}
-        offsets = dict(zip(names, [sum(sizes[:i]) for i in range(len(sizes))], strict=True))
-        width = dict(zip(names, sizes, strict=True))
-        rank = A[adapted[0]].shape[-1]
-        if len(adapted) == 1 or rank > BLOCK_DIAGONAL_RANK:
-            for name in adapted:
-                columns = slice(offsets[name], offsets[name] + width[name])
-                found.append(Update(arms, columns, A[name].to(dtype), B[name].to(dtype)))
+        A = [factors[f"{name}.A"].detach().mT.to(dtype) for name in adapted]
+        B = [(factors[f"{name}.B"].detach() * bank.gamma_K11).to(dtype) for name in adapted]
+        if len(adapted) < 2 or A[0].shape[1] > BLOCK_DIAGONAL_RANK:
+            found += [
+                Update(arms, columns[name], a, b) for name, a, b in zip(adapted, A, B, strict=True)
+            ]
             continue
-        blocks = torch.zeros(
-            len(arms), rank * len(adapted), sum(sizes), dtype=dtype, device=A[adapted[0]].device
-        )
-        for index, name in enumerate(adapted):
-            place = slice(offsets[name], offsets[name] + width[name])
-            blocks[:, index * rank : (index + 1) * rank, place] = B[name].to(dtype)
-        joined = torch.cat([A[name] for name in adapted], dim=-1).to(dtype)
-        found.append(Update(arms, slice(0, sum(sizes)), joined, blocks))
+        rank = A[0].shape[1]
+        blocks = B[0].new_zeros(len(arms), rank * len(adapted), sum(sizes))
+        for index, (name, b) in enumerate(zip(adapted, B, strict=True)):
+            blocks[:, index * rank : (index + 1) * rank, columns[name]] = b
+        found.append(Update(arms, slice(0, sum(sizes)), torch.cat(A, dim=1), blocks))
     return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import gc
 import gzip
 import json
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measurements import row, update
+from measurements import row, write
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -74,7 +75,7 @@ def weights(shape: LlamaConfig) -> Iterator[None]:
 
     def made(*_: Any, **__: Any) -> torch.nn.Module:
         torch.manual_seed(0)
-        torch.set_default_dtype(torch.bfloat16)
+        torch.set_default_dtype(trainees.compute_type(DEVICE))
         with torch.device(DEVICE):
             model = LlamaForCausalLM(shape)
         torch.set_default_dtype(torch.float32)
@@ -97,7 +98,7 @@ def cohort(shape: LlamaConfig, arms: int) -> Trainee:
         for seed in range(arms)
     ]
     with weights(shape):
-        trainee = lora_cohort(Base(name="random"), configs, DEVICE)
+        trainee = lora_cohort(Base(name="random"), configs, DEVICE, arms_per_pass=arms)
     for flat in trainee.flats:
         for name, parameter in flat.parameters.items():
             if name.endswith(".B"):
@@ -109,16 +110,14 @@ def cohort(shape: LlamaConfig, arms: int) -> Trainee:
 
 
 def peft_of(trainee: Trainee, shape: LlamaConfig) -> Any:
-    """The same weights and adapters as a PEFT model in bf16."""
+    """The same weights and adapters as a PEFT model."""
     with torch.device("meta"):
         model = LlamaForCausalLM(shape)
     own = dict(trainee.model.named_parameters())
-    for name, parameter in list(model.named_parameters()):
+    for name in dict(model.named_parameters()):
         parent, _, last = name.rpartition(".")
-        value = own[name].detach().to(torch.bfloat16)
-        setattr(
-            model.get_submodule(parent), last, torch.nn.Parameter(value, requires_grad=False)
-        )
+        value = own[name].detach()
+        setattr(model.get_submodule(parent), last, torch.nn.Parameter(value, requires_grad=False))
     model.tie_weights()
     rotary = type(model.model.rotary_emb)(shape).to(DEVICE)
     model.model.rotary_emb = rotary
@@ -135,7 +134,7 @@ def peft_of(trainee: Trainee, shape: LlamaConfig) -> Any:
                 for part, factor in (("A", "lora_A"), ("B", "lora_B")):
                     target = getattr(modules[name], factor)[f"arm{arm}"].weight
                     target.data.copy_(flat.parameters[f"{name}.{part}"][place].T)
-    return peft.to(DEVICE, torch.bfloat16).eval()
+    return peft.to(DEVICE, trainees.compute_type(DEVICE)).eval()
 
 
 def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -249,7 +248,8 @@ def cohort_rows(name: str) -> list[dict[str, Any]]:
         ),
         row(
             f"decoding for a cohort, {name}: first tokens as PEFT's",
-            work + f"; equal up to the first difference: {common:.0%} of tokens; flat random logits",
+            work
+            + f"; equal up to the first difference: {common:.0%} of tokens; flat random logits",
             "share",
             our_value=same,
             goal="stated",
@@ -318,13 +318,19 @@ def main() -> None:
     parser.add_argument("--humaneval", type=Path, help="HumanEval's test set, JSON lines, gzipped")
     parser.add_argument("--shapes", default="1B,7B")
     settings = parser.parse_args()
-    for name in settings.shapes.split(","):
-        update("scoring", cohort_rows(name))
+    rows: list[dict[str, Any]] = []
+    work = [functools.partial(cohort_rows, name) for name in settings.shapes.split(",")]
+    if settings.humaneval:
+        work.append(functools.partial(humaneval_rows, settings.humaneval))
+    for each in work:
+        try:
+            rows += each()
+        except torch.OutOfMemoryError as error:  # a smaller card: the other rows still count
+            print(error)
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    if settings.humaneval:
-        update("scoring", humaneval_rows(settings.humaneval))
+    write("scoring", rows)
 
 
 if __name__ == "__main__":

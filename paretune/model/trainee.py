@@ -254,14 +254,13 @@ class ArmView:
     def slot_model(self) -> SlotModel:
         """These arms with the weights of this moment, for decoding many rows in slots."""
         banks = self._group.banks if self._group else ()
-        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         short = torch.zeros(1, 2, dtype=torch.int64, device=self.device)
         return SlotModel(
             self._trainee.model,
             banks,
             self.count,
             self.device,
-            dtype,
+            compute_type(self.device),
             lambda _: self._trainee.forward(short, use_cache=False),
         )
 

@@ -242,10 +242,8 @@ def _product(
             update.beside = sum(sizes) + sum(len(A) for A in beside)
             beside.append(update.A.flatten(0, 1))
             room -= len(beside[-1])
-    joined = weights[0]
-    if len(weights) > 1 or beside:
-        joined = torch.cat([*weights, *beside])
-        _share(modules, joined, sizes)
+    # A copy, even of frozen weights: a training step's CUDA graph holds the address of the original
+    joined = torch.cat([*weights, *beside]) if len(weights) > 1 or beside else weights[0]
     biases = [getattr(module, "bias", None) for module in modules]
     bias = None
     if any(b is not None for b in biases):
@@ -255,14 +253,6 @@ def _product(
         ]
         bias = torch.cat([part.to(dtype) for part in parts])
     return Product(joined, bias, sizes, rows, updates)
-
-
-def _share(modules: Sequence[Any], joined: torch.Tensor, sizes: Sequence[int]) -> None:
-    """Let frozen layers of the same type be views of the joined matrix: one copy in memory."""
-    for module, part in zip(modules, torch.split(joined[: sum(sizes)], list(sizes)), strict=True):
-        frozen = isinstance(module, AdaptedLinear) and not module.weight.requires_grad
-        if frozen and module.weight.dtype == joined.dtype:
-            module.weight.data = part
 
 
 def _updates(

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
 
+    from paretune.model.tree import TreeRow
+
 Side = Literal["target", "source"]
 
 # metric: its unit, and whether a higher value is better
@@ -66,6 +68,17 @@ class ArmModel(Protocol):
         """Logits [K, B, S, V] for each arm's own rows, and the transformers cache [K * B, ...]."""
         ...
 
+    def tree_refusal(self, longest: int) -> str | None:
+        """Why rows packed as trees cannot be scored, or None; ``longest`` sequence in tokens."""
+        ...
+
+    def tree(self, row: TreeRow) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probability of each token that ``row`` asks for, and the likeliest in its place.
+
+        [K, M] each; ties go to the first token of the vocabulary.
+        """
+        ...
+
 
 class Item(Protocol):
     """What every kind of item has: a name, and the group it belongs to (a package, a book)."""
@@ -87,6 +100,7 @@ class Items:
         value: [n] float64. Bits of an item (bits_per_byte), nats summed over its tokens (kl),
             0 or 1 (cloze, exact_match); NaN where the arm's logits are not numbers.
         weight: [n] float64. UTF-8 bytes, tokens, or 1.
+        note: what a reader of the score should know, such as prompts that were cut.
     """
 
     metric: str
@@ -97,6 +111,7 @@ class Items:
     groups: list[str]
     value: NDArray[np.float64]
     weight: NDArray[np.float64]
+    note: str | None = None
 
     def __post_init__(self) -> None:
         lengths = {len(self.ids), len(self.groups), len(self.value), len(self.weight)}

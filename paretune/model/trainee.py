@@ -16,8 +16,10 @@ from paretune.model.dropout import key
 from paretune.model.flat import Flat
 from paretune.model.layers import linear_layers, select, weight_of
 from paretune.model.load import load_model
+from paretune.model.packed import PackedModel
 from paretune.model.product import Term
 from paretune.model.slots.model import SlotModel
+from paretune.model.tree import TreeRow
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
 
@@ -83,6 +85,12 @@ class Trainee:
         self.device = device
         self.rows = 1
         self._adapted = adapted
+
+    @cached_property
+    def packed(self) -> PackedModel:
+        """The model over rows that are packed as trees."""
+        head = self.model.get_output_embeddings() if self.head_is_linear else None
+        return PackedModel(self.model, self.forward, head, self.device)
 
     @property
     def is_full(self) -> bool:
@@ -263,6 +271,20 @@ class ArmView:
             compute_type(self.device),
             lambda _: self._trainee.forward(short, use_cache=False),
         )
+
+    @torch.no_grad()
+    def tree_refusal(self, longest: int) -> str | None:
+        """Why these arms cannot score packed rows, or None (``longest`` sequence in tokens)."""
+        packed = self._trainee.packed
+        with self._trainee.applied(self._group):
+            return packed.refusal(self.count, longest)
+
+    @torch.no_grad()
+    def tree(self, row: TreeRow) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probability of what a packed row asks for, and the likeliest tokens: [K, M] each."""
+        packed = self._trainee.packed
+        with self._trainee.applied(self._group):
+            return packed.scores(row, self.count)
 
 
 def compute_type(device: torch.device) -> torch.dtype:

@@ -1,0 +1,177 @@
+"""A causal LM over rows that are packed as trees, for one or many arms at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+
+from paretune.model.asked import asked_of_hidden, asked_of_logits
+from paretune.model.compilation import Regions
+from paretune.model.tree import BLOCK, TreeRow, block_mask, dense_mask
+
+# Agreement of logits, relative to their spread, that a tree must keep with plain rows
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.08, torch.float16: 0.02}
+
+
+class PackedModel:
+    """Runs packed rows through a model whose attention takes masks and positions.
+
+    On a GPU attention runs in FlexAttention, which passes over what the tree does not see, where
+    the model offers it, and the model's blocks are compiled; elsewhere as SDPA with a mask.
+
+    Args:
+        model: a Hugging Face causal LM.
+        forward: ``Trainee.forward``, with the arms' adapters in place.
+        head: the model's output layer, where its logits are a product with it and no more.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        forward: Callable[..., Any],
+        head: torch.nn.Module | None,
+        device: torch.device,
+    ) -> None:
+        self._model = model
+        self._forward = forward
+        self._head = head
+        self._device = device
+        self._flex = device.type == "cuda"
+        self._regions = Regions(model) if self._flex else None
+        self._refusal: str | None = None
+        self._checked = False
+
+    def scores(
+        self, row: TreeRow, count: int, *, compiled: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probability of each token asked for, and the likeliest in its place: [K, M] each.
+
+        Args:
+            compiled: on a GPU, compile the model's blocks for rows of this length.
+        """
+        if self._flex and len(row.tokens) % BLOCK:
+            row = row.padded(-(-len(row.tokens) // BLOCK) * BLOCK)
+        places_P = self._tensor(row.places)
+        regions = self._regions.compiled() if self._regions and compiled else nullcontext()
+        with self._masked(row) as mask, regions:
+            out = self._forward(
+                self._tensor(row.tokens).expand(count, -1),
+                position_ids_NS=self._tensor(row.positions).expand(count, -1),
+                part="logits" if self._head is None else "hidden",
+                attention_mask=mask,
+                use_cache=False,
+            )
+        if self._head is not None:
+            return asked_of_hidden(out[0][:, places_P], self._head, row.asked, row.targets)
+        return asked_of_logits(out.logits[:, places_P], row.asked, row.targets)
+
+    def refusal(self, count: int, longest: int) -> str | None:
+        """Why this model cannot be given trees, or None: found out by trying a small one.
+
+        Args:
+            longest: tokens of the longest sequence that will be scored.
+        """
+        config = getattr(self._model.config, "text_config", None) or self._model.config
+        window = getattr(config, "sliding_window", None)
+        if window is not None and longest > window:
+            return f"its attention reaches back only {window} tokens"
+        if not self._checked:
+            self._refusal = self._try(count)
+            self._checked = True
+        return self._refusal
+
+    def _try(self, count: int) -> str | None:
+        row, chains = _sample_tree(int(self._model.get_input_embeddings().weight.shape[0]))
+        reason = "with a tree's mask and positions it gives other logits"
+        while True:
+            try:
+                packed_KM = self.scores(row, count, compiled=False)[0]
+                plain_KM = torch.cat([self._plain(chain, count) for chain in chains], dim=1)
+            except (TypeError, ValueError, RuntimeError, NotImplementedError, IndexError) as error:
+                reason = f"its forward pass takes no tree ({type(error).__name__})"
+            else:
+                spread = plain_KM.std().clamp(min=1e-6)
+                worst = float((packed_KM - plain_KM).abs().max() / spread)
+                if worst <= _TOLERANCE[torch.bfloat16 if self._low() else torch.float32]:
+                    return None
+            if not self._flex:
+                return reason
+            self._flex, self._regions = False, None
+
+    def _low(self) -> bool:
+        kind = self._model.get_input_embeddings().weight.dtype
+        return self._device.type == "cuda" or kind in (torch.bfloat16, torch.float16)
+
+    def _plain(self, chain: TreeRow, count: int) -> torch.Tensor:
+        """What a tree without branches asks for, from an ordinary row: [K, M]."""
+        tokens_KS = self._tensor(chain.tokens).expand(count, -1)
+        logits_KSV = self._forward(tokens_KS, use_cache=False).logits
+        log_p_KSV = torch.log_softmax(logits_KSV.float(), -1)
+        places, targets = self._tensor(chain.places[chain.asked]), self._tensor(chain.targets)
+        return log_p_KSV[:, places, targets]
+
+    @contextmanager
+    def _masked(self, row: TreeRow) -> Iterator[Any]:
+        """The mask that the model's attention takes, with the attention that takes it."""
+        ends_S = self._tensor(row.ends)
+        if not self._flex:
+            low = self._device.type == "cuda"
+            yield dense_mask(ends_S, self._model, torch.bfloat16 if low else torch.float32)
+            return
+        before = self._model.config._attn_implementation
+        self._model.set_attn_implementation("flex_attention")
+        try:
+            yield block_mask(ends_S)
+        finally:
+            self._model.set_attn_implementation(before)
+
+    def _tensor(self, values: Any) -> torch.Tensor:
+        return torch.from_numpy(values).to(self._device)
+
+
+def _sample_tree(vocabulary: int) -> tuple[TreeRow, list[TreeRow]]:
+    """A tree of two contexts with two branches each, and its four chains as rows of their own.
+
+    The entries of the tree are the chains' entries, one chain after the other.
+    """
+    draw = np.random.default_rng(0)
+    length, tokens, positions, ends = 12, [], [], []
+    for start in (0, 3 * length):
+        tokens.append(draw.integers(0, vocabulary, 3 * length))
+        positions += [np.arange(2 * length), np.arange(length, 2 * length)]
+        ends += [np.full(length, start + 3 * length), np.full(length, start + 2 * length)]
+        ends.append(np.full(length, start + 3 * length))
+    all_tokens = np.concatenate(tokens)
+    chains, places, targets = [], [], []
+    for start in (0, 3 * length):
+        for branch in (1, 2):
+            path = np.r_[
+                start : start + length, start + branch * length : start + (branch + 1) * length
+            ]
+            asked = np.arange(length, 2 * length)
+            wanted = draw.integers(0, vocabulary, length)
+            chains.append(
+                TreeRow(
+                    tokens=all_tokens[path],
+                    positions=np.arange(2 * length),
+                    ends=np.full(2 * length, 2 * length),
+                    places=asked,
+                    asked=np.arange(length),
+                    targets=wanted,
+                )
+            )
+            places.append(path[asked])
+            targets.append(wanted)
+    row = TreeRow(
+        tokens=all_tokens,
+        positions=np.concatenate(positions),
+        ends=np.concatenate(ends),
+        places=np.concatenate(places),
+        asked=np.arange(4 * length),
+        targets=np.concatenate(targets),
+    )
+    return row, chains

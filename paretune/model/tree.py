@@ -1,0 +1,98 @@
+"""Many sequences in one row as a tree: what they share is there once, and branches part from it.
+
+A row lists the tree's nodes (tokens) in depth-first order, so the subtree of a node is the stretch
+of places that follows it. A token sees its ancestors only, and its position is its depth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+BLOCK = 128  # of FlexAttention, in queries and in keys
+
+
+@dataclass(frozen=True)
+class TreeRow:
+    """One packed row, and which of its tokens' continuations are scored.
+
+    Attributes:
+        tokens: [S] int64, in depth-first order.
+        positions: [S] int64, the depth of each token in its tree.
+        ends: [S] int64, the place after the last descendant: place k is an ancestor of place q
+            (or q itself) where k <= q < ends[k].
+        places: [P] int64, ascending, the places whose next token is asked for.
+        asked: [M] int64, index into ``places``.
+        targets: [M] int64, the next token asked for there.
+    """
+
+    tokens: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    places: NDArray[np.int64]
+    asked: NDArray[np.int64]
+    targets: NDArray[np.int64]
+
+    def padded(self, length: int) -> TreeRow:
+        """The row filled up to ``length`` with tokens that see and concern nobody."""
+        own = np.arange(len(self.tokens), length)
+        zeros = np.zeros_like(own)
+        return replace(
+            self,
+            tokens=np.concatenate([self.tokens, zeros]),
+            positions=np.concatenate([self.positions, zeros]),
+            ends=np.concatenate([self.ends, own + 1]),
+        )
+
+
+def dense_mask(ends_S: torch.Tensor, model: Any, dtype: torch.dtype) -> torch.Tensor:
+    """Mask [1, 1, S, S] in which each token sees itself and its ancestors.
+
+    SDPA takes a boolean mask whatever the compute type; other implementations add a float one.
+    """
+    place_S = torch.arange(len(ends_S), device=ends_S.device)
+    mask = (place_S <= place_S[:, None]) & (place_S[:, None] < ends_S)
+    if getattr(model.config, "_attn_implementation", None) != "sdpa":
+        floats = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+        return floats.masked_fill(~mask, torch.finfo(dtype).min)[None, None]
+    return mask[None, None]
+
+
+def block_mask(ends_S: torch.Tensor) -> Any:
+    """The same mask for FlexAttention, as the blocks of 128 x 128 that hold anything.
+
+    Keys of block j are seen by queries of block i > j where some subtree of j reaches into i, and
+    by all of them where every subtree does, so no S x S mask is ever made.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    S = len(ends_S)
+    if S % BLOCK:
+        raise ValueError(f"a row for FlexAttention is a multiple of {BLOCK} long, not {S}")
+    count = S // BLOCK
+    ends_BN = ends_S.view(count, BLOCK)
+    first = torch.arange(count, device=ends_S.device)
+    before = first[:, None] > first
+    some = (before & (first[:, None] * BLOCK < ends_BN.amax(1))) | (first[:, None] == first)
+    full = before & ((first[:, None] + 1) * BLOCK <= ends_BN.amin(1))
+    partial = some & ~full
+
+    def mask_mod(
+        batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor
+    ) -> torch.Tensor:
+        return (key <= query) & (query < ends_S[key])
+
+    return BlockMask.from_kv_blocks(
+        *_indices(partial), *_indices(full), BLOCK_SIZE=BLOCK, mask_mod=mask_mod
+    )
+
+
+def _indices(wanted_QK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Number and indices of the key blocks of each query block, as BlockMask wants them."""
+    numbers = wanted_QK.sum(1).to(torch.int32)[None, None]
+    order = torch.argsort(wanted_QK.to(torch.int8), dim=1, descending=True, stable=True)
+    return numbers, order.to(torch.int32)[None, None]

@@ -1,0 +1,163 @@
+"""A model over packed trees: the log-probabilities of plain rows, or a reason why not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers as tf
+
+from paretune.evaluate.tasks.pack import Scored, pack
+from paretune.model.trainee import ArmView, frozen, lora_cohort
+from paretune.model.tree import block_mask, dense_mask
+from paretune.study.arms import ArmConfig
+from paretune.study.config import Base
+
+CPU = torch.device("cpu")
+SMALL = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.3,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+GPT2 = {
+    "vocab_size": 96,
+    "n_positions": 128,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "initializer_range": 0.3,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+CONFIGS: dict[str, Callable[[], tf.PreTrainedConfig]] = {
+    "llama": lambda: tf.LlamaConfig(**SMALL),
+    "learned positions": lambda: tf.GPT2Config(**GPT2),
+    "scaled logits": lambda: tf.GraniteConfig(**SMALL, logits_scaling=3.0),
+    "capped logits": lambda: tf.Gemma2Config(**SMALL, head_dim=8, sliding_window=4096),
+}
+
+
+def requests(seed: int) -> list[Scored]:
+    draw = np.random.default_rng(seed)
+    found = []
+    for _ in range(6):
+        context = draw.integers(0, 96, draw.integers(1, 20))
+        for _ in range(4):
+            option = draw.integers(0, 96, draw.integers(1, 12))
+            found.append(Scored(np.r_[context, option], len(option)))
+    return found
+
+
+def saved(config: tf.PreTrainedConfig, folder: Path) -> Base:
+    torch.manual_seed(0)
+    tf.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return Base(name=str(folder))
+
+
+def summed(view: ArmView, asked: list[Scored]) -> np.ndarray:
+    """Log-likelihoods [K, N] from packed rows."""
+    total = np.zeros((view.count, len(asked)))
+    for packed in pack(asked, 150):
+        log_p_KM, _ = view.tree(packed.row)
+        for arm in range(view.count):
+            np.add.at(total[arm], packed.request, log_p_KM[arm].double().numpy())
+    return total
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_equals_the_model_over_plain_rows(name: str, tmp_path: Path) -> None:
+    base = saved(CONFIGS[name](), tmp_path)
+    model = tf.AutoModelForCausalLM.from_pretrained(base.name, dtype=torch.float32).eval()
+    view = frozen(base, CPU).view(None)
+    assert view.tree_refusal(40) is None
+    asked = requests(1)
+    found = summed(view, asked)[0]
+    for request, value in zip(asked, found, strict=True):
+        tokens = torch.from_numpy(request.tokens)[None]
+        with torch.no_grad():
+            log_p = model(tokens[:, :-1]).logits[0].log_softmax(-1)
+        own = log_p.gather(1, tokens[0, 1:, None])[-request.count :]
+        assert value == pytest.approx(float(own.sum()), abs=2e-4)
+
+
+def test_the_arms_of_a_cohort_at_once(tmp_path: Path) -> None:
+    base = saved(tf.LlamaConfig(**SMALL), tmp_path)
+    arms = [
+        ArmConfig(method="lora", rank=rank, learning_rate=1e-3, schedule="constant")  # type: ignore[arg-type]
+        for rank in (2, 4, 4 * 2)
+    ]
+    together = lora_cohort(base, arms, CPU, arms_per_pass=3)
+    for flat in together.flats:
+        flat.values.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
+    view = together.view(together.passes[0])
+    asked = requests(2)
+    found = summed(view, asked)
+    for request, value_K in zip(asked, found.T, strict=True):
+        tokens = torch.from_numpy(request.tokens)[None]
+        log_p_KSV = view.logits(tokens[:, :-1])[:, 0].log_softmax(-1)
+        own = log_p_KSV.gather(2, tokens[0, 1:].expand(3, -1)[..., None])[:, -request.count :]
+        np.testing.assert_allclose(value_K, own.sum((1, 2)).numpy(), atol=2e-4)
+    assert (np.ptp(found, axis=0) > 1e-3).all(), "the arms differ"
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (lambda: tf.MptConfig(vocab_size=96, d_model=32, n_heads=4, n_layers=2, max_seq_len=128),
+         "with a tree's mask and positions it gives other logits"),
+        (lambda: tf.MambaConfig(vocab_size=96, hidden_size=32, num_hidden_layers=2, state_size=8),
+         "its forward pass takes no tree"),
+        (lambda: tf.MistralConfig(**SMALL, sliding_window=16),
+         "its attention reaches back only 16 tokens"),
+    ],
+    ids=["linear biases", "no attention", "sliding window"],
+)  # fmt: skip
+def test_a_model_that_takes_no_trees_says_why(
+    config: Callable[[], tf.PreTrainedConfig], reason: str, tmp_path: Path
+) -> None:
+    view = frozen(saved(config(), tmp_path), CPU).view(None)
+    refusal = view.tree_refusal(40)
+    assert refusal is not None
+    assert refusal.startswith(reason)
+
+
+def test_block_mask_is_the_dense_one() -> None:
+    """FlexAttention's blocks, each evaluated as its kernel would, hold exactly the tree."""
+    draw = np.random.default_rng(3)
+    shared = draw.integers(0, 9, 200)
+    asked = []
+    for _ in range(3):
+        context = np.r_[shared, draw.integers(0, 9, 150)]
+        asked += [Scored(np.r_[context, draw.integers(0, 9, 70)], 70) for _ in range(3)]
+    (packed,) = pack(asked, 5000)
+    row = packed.row.padded(-(-len(packed.row.tokens) // 128) * 128)
+    ends = torch.from_numpy(row.ends)
+    dense = dense_mask(
+        ends, tf.AutoModelForCausalLM.from_config(tf.LlamaConfig(**SMALL)), torch.float32
+    )
+    blocks = block_mask(ends)
+    count = len(ends) // 128
+    place = torch.arange(len(ends))
+    exact = blocks.mask_mod(None, None, place[:, None], place)
+    built = torch.zeros(len(ends), len(ends), dtype=torch.bool)
+    kinds = (
+        (blocks.kv_num_blocks, blocks.kv_indices, False),
+        (blocks.full_kv_num_blocks, blocks.full_kv_indices, True),
+    )
+    for numbers, indices, full in kinds:
+        for i in range(count):
+            for j in indices[0, 0, i, : numbers[0, 0, i]].tolist():
+                part = (slice(128 * i, 128 * i + 128), slice(128 * j, 128 * j + 128))
+                built[part] = True if full else exact[part]
+    assert torch.equal(built, dense[0, 0])
+    assert int(blocks.full_kv_num_blocks.sum()) > 0, "some blocks are whole"

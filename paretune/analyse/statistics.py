@@ -57,9 +57,11 @@ class Aligned:
     @cached_property
     def by_cluster(self) -> tuple[Floats, Floats]:
         """[P, G] sums of values and of weights within clusters."""
-        member = np.zeros((len(self.clusters), self.count))
-        member[np.arange(len(self.clusters)), self.clusters] = 1
-        return self.value @ member, self.weight @ member
+        return self._summed(self.value), self._summed(self.weight)
+
+    def _summed(self, rows: Floats) -> Floats:
+        sums = [np.bincount(self.clusters, row, minlength=self.count) for row in rows]
+        return np.asarray(sums, dtype=np.float64)
 
     @property
     def scores(self) -> Floats:

@@ -18,7 +18,8 @@ from paretune.data.sources import Source, open_source
 from paretune.data.split import Copies, Split, choose_split
 from paretune.data.template import encode_pairs
 from paretune.errors import UserError
-from paretune.study.config import DataConfig, StudyConfig
+from paretune.study.config import StudyConfig
+from paretune.study.sources import DataConfig
 
 Note = Callable[[str], None]
 

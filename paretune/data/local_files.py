@@ -14,7 +14,7 @@ from typing import Any
 
 from paretune.data.rows import AnyRow, BadRow, Fields
 from paretune.errors import UserError
-from paretune.study.config import Files
+from paretune.study.sources import Files
 
 SUFFIXES = {
     "json": (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz", ".ndjson.gz"),
@@ -45,6 +45,27 @@ def local_rows(
                 raise UserError(f"{where}: {path} cannot be read: {error}") from error
 
     return names, lambda: islice(read(), data.limit)
+
+
+def table(path: Path) -> Any:
+    """A whole file of rows, with every field, as a pyarrow table.
+
+    Raises:
+        UserError: it is neither JSON lines nor Parquet, or cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if path.name.endswith(SUFFIXES["parquet"]):
+            return pq.read_table(path)
+        rows = list(_json_values(path))
+        bad = [f"line {number}: {row.reason}" for number, row in rows if isinstance(row, BadRow)]
+        if bad or not rows:
+            raise UserError(f"{path}: {bad[0] if bad else 'it holds no rows'}")
+        return pa.Table.from_pylist([row for _, row in rows])
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        raise UserError(f"{path}: cannot be read as JSON lines or Parquet ({error})") from error
 
 
 def find_files(data: Files, *, where: str) -> list[Path]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from paretune.data.rows import AnyRow, BadRow, Document, RowCounts, unit_hash
 from paretune.errors import UserError
-from paretune.study.config import PythonPackages
+from paretune.study.sources import PythonPackages
 
 SITE_FOLDERS = ("site-packages", "dist-packages")
 SKIPPED_FOLDERS = frozenset(

@@ -11,7 +11,7 @@ from paretune.data.local_files import local_rows
 from paretune.data.python_packages import PythonCorpus
 from paretune.data.rows import AnyRow, BadRow, Document, Fields, Pair, RowCounts
 from paretune.errors import UserError
-from paretune.study.config import Arithmetic, DataConfig, Files, Hub, PocketProse, PythonPackages
+from paretune.study.sources import Arithmetic, DataConfig, Files, Hub, PocketProse, PythonPackages
 
 Wanted = Callable[[str, str], bool]
 """Of a row's id and group: whether the reader wants it."""

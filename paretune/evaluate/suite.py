@@ -17,10 +17,13 @@ from paretune.evaluate.exact_match import exact_match
 from paretune.evaluate.items import ArmModel, Items
 from paretune.evaluate.likelihood import responses_bits_per_byte, windows_bits_per_byte
 from paretune.evaluate.self_probe import Probe
+from paretune.files import write_json
+from paretune.model.load import end_of_text, load_config
 from paretune.study.config import StudyConfig
 
 if TYPE_CHECKING:
     from paretune.data.prepare import Prepared
+    from paretune.evaluate.tasks.benchmarks import Benchmarks
 
 # Which items are scored is the same for every study of the same data
 ITEM_SEED = 0
@@ -38,7 +41,9 @@ class Suite:
         windows_of: dict[str, list[Window]],
         cloze_of: dict[str, list[ClozeItem]],
         pairs: list[PairItem],
+        benchmarks: Benchmarks | None = None,
     ) -> None:
+        self._benchmarks = benchmarks
         self._config = config
         self._tokenizer = tokenizer
         self._folder = folder
@@ -90,7 +95,15 @@ class Suite:
             if "cloze" in metrics:
                 cloze_of[name] = cloze_items(documents, tokenizer, count=count, seed=ITEM_SEED)
                 _some(cloze_of[name], name, "cloze questions")
-        return cls(config, tokenizer, folder, windows_of=windows_of, cloze_of=cloze_of, pairs=pairs)
+        return cls(
+            config,
+            tokenizer,
+            folder,
+            windows_of=windows_of,
+            cloze_of=cloze_of,
+            pairs=pairs,
+            benchmarks=_benchmarks(config, tokenizer, folder),
+        )
 
     def attach_base(self, base: ArmModel) -> None:
         """Sample the self-probe, or read it back, and keep the base's log-probabilities on it.
@@ -115,6 +128,9 @@ class Suite:
             drift = self._probe.score(arms)
             by_metric["self_probe/kl"] = [kl for kl, _ in drift]
             by_metric["self_probe/bits_per_byte"] = [bits for _, bits in drift]
+        if self._benchmarks is not None:
+            of_arms = self._benchmarks.score(arms)
+            by_metric |= {name: [found[name] for found in of_arms] for name in of_arms[0]}
         names = self._config.metric_names()
         for name in names:
             if name not in by_metric:
@@ -138,6 +154,23 @@ class Suite:
         if of == "target" and self._config.regime == "ift":
             return responses_bits_per_byte(arms, self._pairs, name, row_tokens=self._row_tokens)
         return windows_bits_per_byte(arms, self._windows_of[of], name, row_tokens=self._row_tokens)
+
+
+def _benchmarks(config: StudyConfig, tokenizer: Any, folder: Path) -> Benchmarks | None:
+    """The tasks of a study, and what they are in ``folder/tasks.json``; None without any."""
+    if not config.target.tasks and not config.source.tasks:
+        return None
+    from paretune.evaluate.tasks.benchmarks import Benchmarks
+
+    found = Benchmarks(
+        {"target": config.target.tasks, "source": config.source.tasks},
+        config.mirror,
+        tokenizer,
+        load_config(config.base),
+        end_of_text(config.base),
+    )
+    write_json(folder / "tasks.json", found.facts())
+    return found
 
 
 def _some(items: Sequence[object], name: str, what: str) -> None:

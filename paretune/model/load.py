@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
 from paretune.errors import UserError
@@ -41,6 +41,16 @@ def load_tokenizer(base: Base) -> Any:
 def load_config(base: Base) -> Any:
     """The base's configuration, without its weights."""
     return _load(AutoConfig, base)
+
+
+def end_of_text(base: Base) -> frozenset[int]:
+    """Tokens with which the base ends what it writes, where its folder says so."""
+    try:
+        settings: Any = GenerationConfig.from_pretrained(location(base), revision=base.revision)
+    except OSError:
+        settings = load_config(base)
+    ends = settings.eos_token_id
+    return frozenset([ends] if isinstance(ends, int) else ends or ())
 
 
 def load_shape(base: Base) -> torch.nn.Module:

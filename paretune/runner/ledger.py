@@ -146,6 +146,7 @@ class Ledger:
                     "stderr": value.stderr,
                     "n": value.n,
                     "reason": value.reason,
+                    **({"note": items.note} if items.note else {}),
                 }
             )
         append_jsonl(self.arm_folder(arm_id) / "scores.jsonl", rows)

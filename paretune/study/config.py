@@ -6,7 +6,6 @@ import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Discriminator,
@@ -25,6 +24,9 @@ from paretune.study.arms import ArmConfig
 from paretune.study.mistakes import Mistake, MistakesError
 from paretune.study.places import Places
 from paretune.study.quantity import EXAMPLES, Quantity
+from paretune.study.sources import Arithmetic, DataConfig, PocketProse, PythonPackages
+from paretune.study.strict import Strict
+from paretune.study.tasks import FORGETTING_SCORE, FORGETTING_TASKS, TaskField, named_twice
 
 QuantityField = Annotated[
     Quantity,
@@ -61,77 +63,6 @@ Share = Annotated[
 ]
 
 
-class Strict(BaseModel):
-    """No unknown keys, no changes after validation."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False
-    )
-
-
-class PythonPackages(Strict):
-    """The running interpreter's own Python code: standard library and installed packages."""
-
-    from_: Literal["python-packages"] = Field(alias="from")
-    packages: Literal["all", "stdlib", "installed"] | tuple[str, ...] = Field(
-        default="all", description="all, stdlib, installed, or names of top-level packages"
-    )
-
-
-class Files(Strict):
-    """Local files: JSON lines (also .gz), Parquet, or plain text (one document a file)."""
-
-    from_: Literal["json", "parquet", "text"] = Field(alias="from")
-    path: str | tuple[str, ...] = Field(description="a file, a folder, a pattern, or several")
-    text: str = Field(default="text", description="field that holds a document (cpt)")
-    prompt: str = Field(default="prompt", description="field that holds the prompt (ift)")
-    response: str = Field(default="response", description="field that holds the response (ift)")
-    group: str | None = Field(
-        default=None,
-        description="field that names what rows belong together (a book, a repository)",
-    )
-    limit: StrictInt | None = Field(default=None, ge=1, description="read at most this many rows")
-
-
-class Hub(Strict):
-    """A data set on the Hugging Face hub, streamed."""
-
-    from_: Literal["hub"] = Field(alias="from")
-    name: str = Field(min_length=1, description="for example wikitext, or bigcode/starcoderdata")
-    config: str | None = Field(default=None, description="one of the data set's configurations")
-    data_dir: str | None = Field(default=None, description="one folder of the data set")
-    split: str = Field(default="train", description="one of its splits, such as train")
-    revision: str | None = Field(
-        default=None, description="pin a commit, so that the data cannot change"
-    )
-    text: str = Field(default="text", description="field that holds a document (cpt)")
-    prompt: str = Field(default="prompt", description="field that holds the prompt (ift)")
-    response: str = Field(default="response", description="field that holds the response (ift)")
-    group: str | None = Field(
-        default=None, description="field that names what rows belong together"
-    )
-    limit: StrictInt | None = Field(default=None, ge=1, description="read at most this many rows")
-
-
-class Arithmetic(Strict):
-    """Generated arithmetic word problems, answered by a line such as 3+4=7 (instruction pairs)."""
-
-    from_: Literal["arithmetic"] = Field(alias="from")
-    count: StrictInt = Field(default=4000, ge=1, description="number of distinct problems")
-    seed: StrictInt = Field(default=0, ge=0)
-
-
-class PocketProse(Strict):
-    """English prose written for this project; the pocket base has never seen it."""
-
-    from_: Literal["pocket-prose"] = Field(alias="from")
-
-
-DataConfig = Annotated[
-    PythonPackages | Files | Hub | Arithmetic | PocketProse, Field(discriminator="from_")
-]
-
-
 Heldout = Annotated[
     Annotated[Share, Tag("a share")] | Annotated[DataConfig, Tag("data of its own")],
     Discriminator(lambda value: "data of its own" if _is_mapping(value) else "a share"),
@@ -152,6 +83,7 @@ class Target(Strict):
     metrics: tuple[Literal["bits_per_byte", "cloze", "exact_match"], ...] = Field(
         default=("bits_per_byte",), min_length=1
     )
+    tasks: tuple[TaskField, ...] = Field(default=(), description="benchmarks that show learning")
     items: StrictInt = Field(
         default=64, ge=1, description="held-out blocks (cpt) or pairs (ift) to score"
     )
@@ -186,20 +118,24 @@ class Source(Strict):
 
     self_probe: SelfProbe | None = SelfProbe()
     texts: tuple[SourceText, ...] = ()
+    tasks: tuple[TaskField, ...] = Field(default=(), description="benchmarks that show forgetting")
 
     @model_validator(mode="after")
     def _something(self) -> Source:
         found = []
         names = [text.name for text in self.texts]
         for index, name in enumerate(names):
-            if name in ("target", "self_probe"):
+            if name in ("target", "self_probe", FORGETTING_SCORE):
                 reason = f"'{name}' is taken: give the text another name"
                 found.append(Mistake(("texts", index, "name"), reason))
             if name in names[:index]:
                 reason = f"'{name}' is the name of another text: give each its own"
                 found.append(Mistake(("texts", index, "name"), reason))
-        if self.self_probe is None and not self.texts:
-            reason = "nothing shows forgetting: leave this out (there is a default) or give texts"
+        if self.self_probe is None and not self.texts and not self.tasks:
+            reason = (
+                "nothing shows forgetting: leave this out (there is a default), or give texts or "
+                "tasks"
+            )
             found.append(Mistake(("self_probe",), reason))
         if found:
             raise MistakesError(*found)
@@ -298,6 +234,11 @@ class StudyConfig(Strict):
     )
     target: Target
     source: Source = Source()
+    mirror: dict[str, str] = Field(
+        default={},
+        description="local files in the place of data sets of the hub, for tasks: "
+        "the data set's name, and a path with {split} in it",
+    )
     training: Training = Training()
     defaults: dict[str, Any] = Field(
         default={}, description="settings for every arm that has no other"
@@ -326,19 +267,36 @@ class StudyConfig(Strict):
 
     def metric_names(self) -> list[str]:
         """Every score an arm gets, as SET/METRIC, learning first."""
+        return self.learning_metrics() + self.forgetting_metrics()
+
+    def learning_metrics(self) -> list[str]:
+        """The scores of the target: on its held-out data, then of its tasks."""
         names = [f"target/{metric}" for metric in self.target.metrics]
+        return names + [name for task in self.target.tasks for name in task.metric_names()]
+
+    def forgetting_metrics(self) -> list[str]:
+        """The scores of the source; the mean of the paper's three tasks where all are scored."""
+        names = []
         if self.source.self_probe is not None:
             names += ["self_probe/kl", "self_probe/bits_per_byte"]
-        return names + [f"{t.name}/{metric}" for t in self.source.texts for metric in t.metrics]
+        names += [f"{text.name}/{metric}" for text in self.source.texts for metric in text.metrics]
+        names += [name for task in self.source.tasks for name in task.metric_names()]
+        if {task.name for task in self.source.tasks} >= set(FORGETTING_TASKS):
+            names.append(FORGETTING_SCORE)
+        return names
 
     def learning_metric(self) -> str:
-        """The metric on the frontier's learning axis."""
-        return self.frontier.learning or f"target/{self.target.metrics[-1]}"
+        """The metric on the frontier's learning axis: a task where there is one."""
+        tasks = [task.metric_names()[0] for task in self.target.tasks]
+        return self.frontier.learning or [*tasks, f"target/{self.target.metrics[-1]}"][0]
 
     def forgetting_metric(self) -> str:
-        """The metric on the frontier's forgetting axis."""
-        forgetting = [name for name in self.metric_names() if not name.startswith("target/")]
-        return self.frontier.forgetting or forgetting[0]
+        """The metric on the frontier's forgetting axis: the paper's, a task, or the first."""
+        names = self.forgetting_metrics()
+        tasks = [task.metric_names()[0] for task in self.source.tasks]
+        if FORGETTING_SCORE in names:
+            tasks = [FORGETTING_SCORE]
+        return self.frontier.forgetting or [*tasks, *names][0]
 
 
 def _contradictions(study: StudyConfig) -> list[Mistake]:
@@ -363,11 +321,18 @@ def _contradictions(study: StudyConfig) -> list[Mistake]:
         if isinstance(text.data, Arithmetic):
             reason = "arithmetic gives prompts and responses, and a source text is running text"
             found.append(Mistake(("source", "texts", index, "data", "from"), reason))
+    taken = {text.name for text in study.source.texts}
+    for side, tasks in (("target", study.target.tasks), ("source", study.source.tasks)):
+        for mistake in named_twice(tasks, taken):
+            found.append(Mistake((side, "tasks", *mistake.path), mistake.message))
+    for name, files in study.mirror.items():
+        if "{split}" not in files:
+            reason = "put {split} where the file names differ by split, such as data/{split}.jsonl"
+            found.append(Mistake(("mirror", name), reason))
     known = study.metric_names()
-    learning = [name for name in known if name.startswith("target/")]
     asked = [
-        (("frontier", "learning"), study.frontier.learning, learning),
-        (("frontier", "forgetting"), study.frontier.forgetting, known[len(learning) :]),
+        (("frontier", "learning"), study.frontier.learning, study.learning_metrics()),
+        (("frontier", "forgetting"), study.frontier.forgetting, study.forgetting_metrics()),
     ]
     if study.repeat_best is not None:
         asked.append((("repeat_best", "metric"), study.repeat_best.metric, known))

@@ -50,6 +50,10 @@ def study_schema() -> dict[str, Any]:
     properties["base"] = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Base"}]} | {
         "description": definitions["Base"]["properties"]["name"]["description"]
     }
+    for side in ("Target", "Source"):
+        tasks = definitions[side]["properties"]["tasks"]
+        tasks["items"] = {"anyOf": [{"type": "string"}, tasks["items"]]}
+    definitions["Task"]["required"] = ["name"]
     budgets = definitions["Budgets"]["properties"]
     budgets["at"] = {
         "anyOf": [budgets["at"], budgets["at"]["items"]],

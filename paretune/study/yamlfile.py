@@ -217,7 +217,9 @@ def _resolve_paths(document: dict[str, Any], folder: Path) -> list[Mistake]:
     for holder, key, path in _paths(document):
         written = holder[key]
         resolved = os.path.join(folder, os.path.expanduser(written))
-        if written and (os.path.exists(resolved) or glob.glob(resolved, recursive=True)):
+        # What a mirror's placeholders stand for, only the tasks can say
+        pattern = resolved.replace("{split}", "*").replace("{config}", "*")
+        if written and (os.path.exists(resolved) or glob.glob(pattern, recursive=True)):
             holder[key] = os.path.normpath(resolved)
         elif path[0] != "base" or written.startswith(("./", "../", "/", "~")):
             what = "no file matches" if glob.has_magic(written) else "nothing is there"
@@ -234,6 +236,10 @@ def _paths(document: dict[str, Any]) -> Iterator[tuple[Any, Any, KeyPath]]:
         yield base, "name", ("base", "name")
     places: list[KeyPath] = [("target", "data"), ("target", "heldout")]
     texts = value_at(document, ("source", "texts"))
+    mirror = document.get("mirror")
+    for name, written in mirror.items() if isinstance(mirror, dict) else ():
+        if isinstance(written, str):
+            yield mirror, name, ("mirror", name)
     count = len(texts) if isinstance(texts, list) else 0
     places += [("source", "texts", index, "data") for index in range(count)]
     for place in places:

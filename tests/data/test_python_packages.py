@@ -14,7 +14,7 @@ from paretune.data.prepare import prepare
 from paretune.data.python_packages import PythonCorpus, family
 from paretune.data.rows import AnyRow, BadRow, Document
 from paretune.errors import UserError
-from paretune.study.config import PythonPackages
+from paretune.study.sources import PythonPackages
 
 
 def corpus(packages: Any = "stdlib") -> PythonCorpus:

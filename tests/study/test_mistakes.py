@@ -409,8 +409,28 @@ MISTAKES = [
         "nothing that shows forgetting",
         "source:\n  texts:\n    - {name: prose, data: {from: pocket-prose}}\n",
         "source: {self_probe: null}\n",
-        "line 6: source.self_probe: nothing shows forgetting: leave this out (there is a default) "
-        "or give texts",
+        "line 6: source.self_probe: nothing shows forgetting: leave this out (there is a default), "
+        "or give texts or tasks",
+    ),
+    changed(
+        "a task whose metric is not known",
+        "source:\n",
+        "source:\n  tasks: [hellaswag, blimp]\n",
+        "line 7: source.tasks[1].metrics: missing; say which metric of blimp counts, for example "
+        "[acc]",
+    ),
+    changed(
+        "a task on both sides",
+        "source:\n",
+        "  tasks: [gsm8k]\nsource:\n  tasks: [{name: gsm8k, limit: 100}]\n",
+        "line 8: source.tasks[0].name: 'gsm8k' is listed already; a task belongs to one side, once",
+    ),
+    changed(
+        "a mirror that does not say where the split stands",
+        "arms:",
+        "mirror: {Rowan/hellaswag: study.yaml}\narms:",
+        "line 10: mirror.Rowan/hellaswag: put {split} where the file names differ by split, such "
+        "as data/{split}.jsonl",
     ),
     changed(
         "a cosine that cools down",

@@ -1,0 +1,177 @@
+"""A study's benchmark tasks: loaded and packed once, answered by the base and every arm alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from paretune.data.mirror import Mirror
+from paretune.errors import UserError
+from paretune.evaluate.items import ArmModel, Items, Side
+from paretune.evaluate.tasks.encode import Encoder
+from paretune.evaluate.tasks.harness import load
+from paretune.evaluate.tasks.log_likelihood import LogLikelihoods
+from paretune.evaluate.tasks.outcomes import mean_items, task_items
+from paretune.evaluate.tasks.pack import Scored
+from paretune.evaluate.tasks.write import Writing
+from paretune.study.tasks import FORGETTING_SCORE, FORGETTING_TASKS, Task
+
+KINDS = {"loglikelihood", "loglikelihood_rolling", "generate_until"}
+
+
+@dataclass
+class Loaded:
+    """A task with its requests.
+
+    Attributes:
+        where: its key in the study file.
+        parts: the harness's task objects, each with its ``instances``, the requests.
+        notes: what a reader of its scores should know.
+        likelihoods: whether any of its requests is a log-likelihood.
+    """
+
+    task: Task
+    side: Side
+    where: str
+    parts: list[Any]
+    notes: list[str] = field(default_factory=list)
+    likelihoods: bool = False
+
+
+class Benchmarks:
+    """Tasks of the lm-evaluation-harness, answered by Paretune's own engine.
+
+    Args:
+        tasks: by side.
+        mirror: local files in the place of the hub's data sets.
+        model_config: the base's, which knows the length of its context.
+        end_of_text: tokens with which the base ends what it writes.
+
+    Raises:
+        UserError: a task that is not there, cannot be loaded, or asks what cannot be answered.
+    """
+
+    def __init__(
+        self,
+        tasks: Mapping[Side, Sequence[Task]],
+        mirror: Mapping[str, str],
+        tokenizer: Any,
+        model_config: Any,
+        end_of_text: frozenset[int] = frozenset(),
+    ) -> None:
+        self._encoder = Encoder(tokenizer, model_config, end_of_text)
+        self._scored: list[Scored] = []
+        self._asked: dict[int, slice] = {}  # which of them an instance (by its id) asks for
+        self._writing = Writing(self._encoder)
+        self._loaded = []
+        for side, of_side in tasks.items():
+            for index, task in enumerate(of_side):
+                where = f"{side}.tasks[{index}]"
+                loaded = Loaded(task, side, where, load(task, Mirror(mirror), where))
+                for part in loaded.parts:
+                    self._encode(loaded, part)
+                self._loaded.append(loaded)
+        self.likelihoods = LogLikelihoods(self._scored)
+
+    def score(self, arms: ArmModel) -> list[dict[str, Items]]:
+        """Outcomes by metric, for each arm; the forgetting score where its tasks are there."""
+        plain = self.likelihoods.refusal(arms) if self._scored else None
+        nats_KN, greedy_KN = self.likelihoods.score(arms)
+        written = self._writing.answers(arms)
+        results = []
+        for arm in range(arms.count):
+            found: dict[str, Items] = {}
+            for loaded in self._loaded:
+                answers = [
+                    [
+                        written[arm][id(instance)]
+                        if instance.request_type == "generate_until"
+                        else self._likelihood(instance, nats_KN[arm], greedy_KN[arm])
+                        for instance in part.instances
+                    ]
+                    for part in loaded.parts
+                ]
+                notes = list(loaded.notes)
+                if plain is not None and loaded.likelihoods:
+                    notes.append(f"scored from plain rows, not from packed trees: {plain}")
+                items = task_items(loaded.task, loaded.parts, answers, loaded.side, loaded.where)
+                note = "; ".join(notes) or None
+                found |= {each.metric: replace(each, note=note) for each in items}
+            self._add_mean(found)
+            results.append(found)
+        return results
+
+    def facts(self) -> list[dict[str, Any]]:
+        """What a reader needs to know of each task: versions, shots, documents, notes."""
+        return [
+            {
+                "task": loaded.task.name,
+                "side": loaded.side,
+                "lm_eval": metadata.version("lm_eval"),
+                "notes": loaded.notes,
+                "parts": [
+                    {
+                        "name": part.task_name,
+                        "version": part.VERSION,
+                        "num_fewshot": part.get_config("num_fewshot"),
+                        "data": [part.DATASET_PATH, part.DATASET_NAME],
+                        "documents": len({instance.doc_id for instance in part.instances}),
+                        "requests": len(part.instances),
+                    }
+                    for part in loaded.parts
+                ],
+            }
+            for loaded in self._loaded
+        ]
+
+    def _encode(self, loaded: Loaded, part: Any) -> None:
+        kinds = {instance.request_type for instance in part.instances}
+        if not kinds <= KINDS:
+            raise UserError(
+                f"{loaded.where}: {part.task_name} asks for {', '.join(sorted(kinds - KINDS))}, "
+                "which a language model of text cannot answer"
+            )
+        pairs = [each for each in part.instances if each.request_type == "loglikelihood"]
+        encoded, cut = self._encoder.pairs([each.args for each in pairs])
+        for instance, scored in zip(pairs, encoded, strict=True):
+            self._keep(instance, [scored])
+        rolling = [each for each in part.instances if each.request_type == "loglikelihood_rolling"]
+        for instance in rolling:
+            self._keep(instance, self._encoder.windows(instance.args[0]))
+        loaded.likelihoods |= bool(pairs or rolling)
+        prompts = [each for each in part.instances if each.request_type == "generate_until"]
+        cut += self._writing.add(prompts, loaded.where)
+        if cut:
+            loaded.notes.append(
+                f"{cut} of {len(part.instances)} prompts of {part.task_name} are cut from the "
+                f"left to fit the model's context of {self._encoder.max_length} tokens"
+            )
+
+    def _keep(self, instance: Any, scored: list[Scored]) -> None:
+        self._asked[id(instance)] = slice(len(self._scored), len(self._scored) + len(scored))
+        self._scored += scored
+
+    def _likelihood(self, instance: Any, nats_N: Any, greedy_N: Any) -> list[Any] | None:
+        """What the harness expects in answer to a request, or None where it is not a number."""
+        own = self._asked[id(instance)]
+        total = float(nats_N[own].sum())
+        if not np.isfinite(total):
+            return None
+        rolling = instance.request_type == "loglikelihood_rolling"
+        answer = total if rolling else (total, bool(greedy_N[own].all()))
+        return [answer] * instance.repeats
+
+    def _add_mean(self, found: dict[str, Items]) -> None:
+        """The paper's forgetting score: the mean of three tasks' main metrics."""
+        main = {
+            loaded.task.name: loaded.task.metric_names()[0]
+            for loaded in self._loaded
+            if loaded.side == "source"
+        }
+        if set(FORGETTING_TASKS) <= set(main):
+            parts = [found[main[name]] for name in FORGETTING_TASKS]
+            found[FORGETTING_SCORE] = mean_items(FORGETTING_SCORE, parts, "source")

@@ -1,0 +1,133 @@
+"""Requests as tokens, exactly as the lm-evaluation-harness's ``hf`` backend makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from paretune.errors import UserError
+from paretune.evaluate.tasks.pack import Scored
+
+# The backend's answer where neither model nor tokenizer knows its context's length
+UNKNOWN_LENGTH = 2048
+
+
+class Encoder:
+    """A tokenizer with the rules of the harness around it.
+
+    Args:
+        end_of_text: tokens with which the model ends what it writes, beside the tokenizer's own.
+
+    Attributes:
+        max_length: tokens of context that the model takes.
+    """
+
+    def __init__(self, tokenizer: Any, model_config: Any, end_of_text: Iterable[int] = ()) -> None:
+        from lm_eval.models.utils import resolve_max_length
+
+        self.tokenizer = tokenizer
+        self.max_length = resolve_max_length(model_config, tokenizer, default=UNKNOWN_LENGTH)
+        self.end_of_text = frozenset({int(tokenizer.eos_token_id), *end_of_text})
+        first = tokenizer.bos_token_id
+        self.prefix = int(tokenizer.eos_token_id if first is None else first)
+        self._prefix_text = tokenizer.decode(self.prefix)
+
+    def encode(self, texts: Iterable[str], *, special: bool | None = None) -> dict[str, list[int]]:
+        """Tokens by text, each text encoded once; all of them in one call, which is fast.
+
+        Args:
+            special: whether the tokenizer adds its special tokens; by default it does as it is
+                set up, but not to a text that begins with the beginning-of-text token already.
+        """
+        found: dict[str, list[int]] = {}
+        unique = list(dict.fromkeys(texts))
+        groups: dict[bool | None, list[str]] = {}
+        for text in unique:
+            begun = special is None and text.startswith(self._prefix_text)
+            groups.setdefault(False if begun else special, []).append(text)
+        for adds, group in groups.items():
+            if group:
+                settings = {} if adds is None else {"add_special_tokens": adds}
+                encoded = self.tokenizer(
+                    group, return_attention_mask=False, verbose=False, **settings
+                )
+                found |= dict(zip(group, encoded["input_ids"], strict=True))
+        return found
+
+    def pairs(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[Scored], int]:
+        """Contexts and continuations as token sequences, and how many were cut from the left.
+
+        White space at the end of a context goes to its continuation. The two are encoded together
+        and parted after as many tokens as the context alone has. An empty context is the
+        beginning-of-text token (end-of-text where there is none). What exceeds the model's context
+        is cut from the left.
+
+        Raises:
+            UserError: a continuation is longer than the model's context, or empty.
+        """
+        tokens = self.encode(
+            text
+            for context, continuation in pairs
+            if context
+            for text in (context.rstrip(), context + continuation)
+        )
+        alone = self.encode((after for context, after in pairs if not context), special=False)
+        found, cut = [], 0
+        for context, continuation in pairs:
+            whole = context + continuation
+            if context:
+                before = tokens[context.rstrip()]
+                after = tokens[whole][len(before) :]
+                before = before or [self.prefix]
+            elif alone[whole][:1] == [self.prefix]:
+                before, after = alone[whole][:1], alone[whole][1:]
+            else:
+                before, after = [self.prefix], alone[whole]
+            if not 0 < len(after) <= self.max_length:
+                raise UserError(
+                    f"tasks: a continuation of {len(after)} tokens cannot be scored by a model "
+                    f"with a context of {self.max_length} ({whole[-60:]!r})"
+                )
+            # One token more than the context holds, for the last one is only a target
+            whole_tokens = np.array([*before, *after], dtype=np.int64)
+            cut += len(whole_tokens) > self.max_length + 1
+            found.append(Scored(whole_tokens[-(self.max_length + 1) :], len(after)))
+        return found, cut
+
+    def windows(self, text: str) -> list[Scored]:
+        """A whole text, in windows of the context's length; each token is scored once.
+
+        Raises:
+            UserError: an empty text.
+        """
+        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+        tokens = self.encode([text])[text]
+        pairs = get_rolling_token_windows(tokens, self.prefix, self.max_length, context_len=1)
+        found = []
+        for before, after in map(make_disjoint_window, pairs):
+            whole = np.array([*before, *after], dtype=np.int64)
+            found.append(Scored(whole[-(self.max_length + 1) :], len(after)))
+        if not found:
+            raise UserError("tasks: a text to score is empty")
+        return found
+
+    def prompts(
+        self, prompts: Sequence[str], max_new_tokens: int
+    ) -> tuple[list[np.ndarray[Any, np.dtype[np.int64]]], int]:
+        """Prompts to continue as tokens, and how many were cut from the left to leave room.
+
+        Raises:
+            UserError: the longest answer leaves no room for a prompt.
+        """
+        room = self.max_length - max_new_tokens
+        if room <= 0:
+            raise UserError(
+                f"tasks: answers of up to {max_new_tokens} tokens leave no room for a prompt in a "
+                f"context of {self.max_length}; give a smaller generation_kwargs.max_gen_toks"
+            )
+        tokens = self.encode(prompts)
+        cut = sum(len(tokens[prompt]) > room for prompt in prompts)
+        return [np.array(tokens[prompt][-room:], dtype=np.int64) for prompt in prompts], cut

@@ -1,0 +1,119 @@
+"""Log-likelihoods of continuations for K arms, from rows packed as trees or plain ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from paretune.evaluate.batches import ROW_TOKENS, batches, position_slices, right_padded
+from paretune.evaluate.items import ArmModel
+from paretune.evaluate.tasks.pack import Packed, Scored, pack
+
+# Tokens of a packed row for each arm. Nothing is kept for a backward pass, so on a GPU it is much
+# longer than a training row; on a CPU a mask over a longer one would cost more than it saves
+CPU_CAPACITY = 1024
+GPU_CAPACITY = 32_768
+LEAST_GPU_CAPACITY = 4096
+
+
+class LogLikelihoods:
+    """Requests to score, packed once for all arms.
+
+    Args:
+        requests: token sequences, each with how many of its last tokens are scored.
+    """
+
+    def __init__(self, requests: Sequence[Scored]) -> None:
+        self.requests = list(requests)
+        self._longest = max((len(request.tokens) for request in self.requests), default=0)
+        self._packed: dict[int, list[Packed]] = {}
+        self._computed: dict[int, int] = {}  # by capacity, as the rows
+
+    def refusal(self, arms: ArmModel) -> str | None:
+        """Why these arms are scored with plain rows, or None where trees serve."""
+        return arms.tree_refusal(self._longest)
+
+    @torch.no_grad()
+    def score(self, arms: ArmModel) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Log-likelihood in nats of each request's last tokens, and whether greedy decoding gives
+        exactly these: [K, N] each. NaN where an arm's logits are not numbers.
+        """
+        if self.refusal(arms) is not None:
+            return self._plain(arms)
+        total = np.zeros((arms.count, len(self.requests)))
+        misses = np.zeros((arms.count, len(self.requests)), dtype=np.int64)
+        waiting: list[tuple[Packed, torch.Tensor, torch.Tensor]] = []
+        for packed in self._rows(arms):
+            log_p_KM, best_KM = arms.tree(packed.row)
+            targets_M = torch.from_numpy(packed.row.targets).to(best_KM.device)
+            waiting.append((packed, log_p_KM, best_KM != targets_M))
+        # Read back at the end, so that a GPU never waits for the host
+        for packed, log_p_KM, missed_KM in waiting:
+            for arm in range(arms.count):
+                size = len(self.requests)
+                nats_M = log_p_KM[arm].double().cpu().numpy()
+                total[arm] += np.bincount(packed.request, weights=nats_M, minlength=size)
+                missed_M = missed_KM[arm].cpu().numpy()
+                misses[arm] += np.bincount(packed.request[missed_M], minlength=size)
+        return total, (misses == 0) & np.isfinite(total)
+
+    def fill(self, arms: ArmModel) -> tuple[int, int, int]:
+        """Tokens computed, places in the rows that hold them, and tokens without any sharing."""
+        places = sum(len(packed.row.tokens) for packed in self._rows(arms))
+        alone = sum(len(request.tokens) - 1 for request in self.requests)
+        return self._computed[self._capacity(arms)], places, alone
+
+    def _rows(self, arms: ArmModel) -> list[Packed]:
+        capacity = self._capacity(arms)
+        if capacity not in self._packed:
+            rows = pack(self.requests, capacity)
+            self._computed[capacity] = sum(len(packed.row.tokens) for packed in rows)
+            if arms.device.type == "cuda":
+                # One shape, for which the model is compiled once
+                rows = [replace(packed, row=packed.row.padded(capacity)) for packed in rows]
+            self._packed[capacity] = rows
+        return self._packed[capacity]
+
+    def _capacity(self, arms: ArmModel) -> int:
+        if arms.device.type == "cpu":
+            return CPU_CAPACITY
+        size = max(LEAST_GPU_CAPACITY, GPU_CAPACITY // arms.count, self._longest)
+        return -(-size // 128) * 128
+
+    def _plain(self, arms: ArmModel) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """The same from one row for each request, padded on the right."""
+        total = np.zeros((arms.count, len(self.requests)))
+        greedy = np.zeros((arms.count, len(self.requests)), dtype=bool)
+        lengths = [len(request.tokens) - 1 for request in self.requests]
+        for batch in batches(lengths, arms, ROW_TOKENS):
+            members = [self.requests[index] for index in batch]
+            inputs = right_padded([member.tokens[:-1] for member in members])
+            logits_KBSV = arms.logits(inputs.to(arms.device))
+            for row, (index, member) in enumerate(zip(batch, members, strict=True)):
+                end = len(member.tokens) - 1
+                targets_C = torch.from_numpy(member.tokens[-member.count :]).to(arms.device)
+                logits_KCV = logits_KBSV[:, row, end - member.count : end]
+                total[:, index] = _summed(logits_KCV, targets_C)
+                hits_K = (logits_KCV.argmax(-1) == targets_C).all(-1)
+                greedy[:, index] = hits_K.cpu().numpy()
+        return total, greedy & np.isfinite(total)
+
+
+def _summed(logits_KCV: torch.Tensor, targets_C: torch.Tensor) -> NDArray[np.float64]:
+    K, C, V = logits_KCV.shape
+    nats_KC = torch.empty(K, C, dtype=torch.float64)
+    for arm in range(K):
+        for part in position_slices(C, V, logits_KCV.device):
+            nats_KC[arm, part] = (
+                -torch.nn.functional.cross_entropy(
+                    logits_KCV[arm, part].float(), targets_C[part], reduction="none"
+                )
+                .double()
+                .cpu()
+            )
+    summed: NDArray[np.float64] = nats_KC.sum(-1).numpy()
+    return summed

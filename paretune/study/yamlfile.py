@@ -201,7 +201,10 @@ def _wrong_settings(
 
 def _alone(key: str, value: Any) -> list[Mistake]:
     """What is wrong with one setting in an arm that is otherwise sound."""
-    arm = {"method": "lora", "learning_rate": 1.0, "rank": 1, key: value}
+    sound: dict[str, Any] = {"method": "lora", "learning_rate": 1.0, "rank": 1}
+    if key == "attention_dropout":  # the one setting that LoRA does not have
+        sound = {"method": "full", "learning_rate": 1.0}
+    arm = {**sound, key: value}
     try:
         ArmConfig.model_validate(arm)
     except ValidationError as error:

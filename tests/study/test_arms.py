@@ -207,3 +207,16 @@ def test_numbers_in_every_spelling_of_yaml() -> None:
         """
         (arm,) = parse_study(text, "x.yaml").arms
         assert arm.learning_rate == 1e-4
+
+
+def test_every_setting_of_full_finetuning_can_be_swept_in_a_file() -> None:
+    text = """
+name: dropout
+base: pocket
+regime: cpt
+target: {data: {from: python-packages}}
+arms: [{method: full, learning_rate: 1e-3, attention_dropout: [0.05, 0.1]}]
+budgets: {at: 8k}
+"""
+    arms = parse_study(text, "dropout.yaml").arms
+    assert [arm.attention_dropout for arm in arms] == [0.05, 0.1]

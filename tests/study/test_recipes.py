@@ -45,7 +45,9 @@ def test_recipe_says_what_it_is(recipe: Any) -> None:
 
 
 def test_pocket_recipes_come_first() -> None:
-    assert NAMES[:2] == ["pocket-cpt", "pocket-ift"]
+    pocket = [name for name in NAMES if name.startswith("pocket")]
+    assert NAMES[: len(pocket)] == pocket
+    assert NAMES[0] == "pocket-cpt"
 
 
 def test_pocket_study_has_the_arms_of_the_demo() -> None:
@@ -62,7 +64,7 @@ def test_pocket_study_has_the_arms_of_the_demo() -> None:
 def test_an_unknown_recipe() -> None:
     with pytest.raises(UserError, match="did you mean pocket-cpt"):
         read_recipe("pocket-ctp")
-    with pytest.raises(UserError, match="there is pocket-cpt, pocket-ift"):
+    with pytest.raises(UserError, match="there is pocket-cpt, pocket-"):
         read_recipe("zzzzzz")
 
 

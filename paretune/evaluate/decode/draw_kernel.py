@@ -5,8 +5,6 @@ The same draws as ``draw.next_tokens``: the same hash, the same race, the same n
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -18,7 +16,7 @@ LOWEST = -50.0
 
 
 @triton.jit
-def _mix(x: Any):
+def _mix(x):
     """The lowbias32 hash, as in ``model.dropout.mix``."""
     x = x ^ (x >> 16)
     x = x * 0x7FEB352D
@@ -29,16 +27,16 @@ def _mix(x: Any):
 
 @triton.jit
 def _draw(
-    LOGITS: Any,
-    BEST: Any,
-    LARGEST: Any,
-    TEMPERATURE: Any,
-    TOP_P: Any,
-    KEY: Any,
-    POSITION: Any,
-    TOKEN: Any,
-    stride: Any,
-    V: Any,
+    LOGITS,
+    BEST,
+    LARGEST,
+    TEMPERATURE,
+    TOP_P,
+    KEY,
+    POSITION,
+    TOKEN,
+    stride,
+    V,
     LOWEST: tl.constexpr,
     PARTS: tl.constexpr,
     PASSES: tl.constexpr,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -13,21 +11,21 @@ LOG2_E = 1.4426950408889634
 
 @triton.jit
 def _attend(
-    Q: Any,
-    K1: Any,
-    V1: Any,
-    K: Any,
-    V: Any,
-    OUT: Any,
-    LENGTH: Any,
-    scale: Any,
-    q_row: Any,
-    q_head: Any,
-    k1_row: Any,
-    k1_head: Any,
-    v1_row: Any,
-    v1_head: Any,
-    slots: Any,
+    Q,
+    K1,
+    V1,
+    K,
+    V,
+    OUT,
+    LENGTH,
+    scale,
+    q_row,
+    q_head,
+    k1_row,
+    k1_head,
+    v1_row,
+    v1_head,
+    slots,
     HEADS: tl.constexpr,
     SHARE: tl.constexpr,
     D: tl.constexpr,

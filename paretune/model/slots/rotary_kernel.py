@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -11,16 +9,16 @@ import triton.language as tl
 
 @triton.jit
 def _rotate(
-    X: Any,
-    OUT: Any,
-    COS: Any,
-    SIN: Any,
-    x_row: Any,
-    x_head: Any,
-    x_place: Any,
-    c_row: Any,
-    c_place: Any,
-    places: Any,
+    X,
+    OUT,
+    COS,
+    SIN,
+    x_row,
+    x_head,
+    x_place,
+    c_row,
+    c_place,
+    places,
     HEADS: tl.constexpr,
     HALF: tl.constexpr,
     WIDTH: tl.constexpr,

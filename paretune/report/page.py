@@ -12,6 +12,8 @@ from paretune.report import facts, tables
 from paretune.report.answer import answer
 from paretune.report.figures import MAIN
 from paretune.report.findings import Findings
+from paretune.report.spectrum_data import StudySpectra
+from paretune.report.spectrum_table import moved_rows
 from paretune.report.style import SHAPES
 from paretune.report.words import unit_words
 
@@ -22,6 +24,7 @@ def page(
     *,
     claims: Any = None,
     advice: Any = None,
+    spectra: StudySpectra | None = None,
 ) -> str:
     """The page of a study, from its findings and its figures' Vega-Lite specifications.
 
@@ -53,6 +56,8 @@ def page(
         pair=[name for name in MAIN if name in specifications],
         ablations=[name for name in specifications if name.startswith("ablation-")],
         others=[name for name in specifications if name.startswith("change-")],
+        moved=[name for name in specifications if name.startswith("spectrum-")],
+        spectra=moved_rows(findings, spectra) if spectra is not None else [],
         scores=tables.scores(findings),
         matched=tables.matched_rows(findings),
         levels=tables.level_rows(findings),

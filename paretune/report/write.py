@@ -12,6 +12,8 @@ from paretune.files import read_json, write_bytes, write_text, write_with
 from paretune.report.figures import figures, specifications
 from paretune.report.findings import Findings
 from paretune.report.page import page
+from paretune.report.spectrum_charts import spectrum_figures
+from paretune.report.spectrum_data import StudySpectra
 
 SCALE = 1.5  # PNG pixels per unit: about 1,160 across; more costs seconds a report
 # Which figure of Biderman et al. (2024) a file answers to, with this study's data
@@ -38,11 +40,15 @@ def write_report(record: StudyRecord, folder: Path, *, pdf: bool = False) -> Pat
     results = findings.results
     write_with(folder / "results.parquet", lambda path: results.to_parquet(path, index=False))
     write_text(folder / "results.csv", to_csv(results))
-    drawn = specifications(figures(findings))
+    spectra = StudySpectra.of(findings, folder)
+    charts = figures(findings)
+    if spectra is not None:
+        charts |= spectrum_figures(findings, spectra)
+    drawn = specifications(charts)
     write_figures(drawn, folder / "figures", pdf=pdf)
     report = folder / "report.html"
     said = {name: _said(folder, name) for name in ("claims", "advice")}
-    write_text(report, page(findings, drawn, **said))
+    write_text(report, page(findings, drawn, spectra=spectra, **said))
     return report
 
 

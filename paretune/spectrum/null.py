@@ -114,6 +114,18 @@ def signal_count(values: NDArray[np.float64], rows: int, columns: int) -> int:
     return int((values > level * law.edge).sum())
 
 
+def spectrum(rows: int, columns: int) -> NDArray[np.float64]:
+    """The null's singular values, descending, for entries of variance 1: the law's quantiles."""
+    n, long = min(rows, columns), max(rows, columns)
+    beta = n / long
+    angles = np.linspace(0, math.pi, 2001)
+    shares = np.array([above(float(angle), beta) for angle in angles])
+    at = np.interp((np.arange(n) + 0.5) / n, shares, angles)
+    squares = 1 + beta + 2 * math.sqrt(beta) * np.cos(at)
+    values: NDArray[np.float64] = np.sqrt(long * np.maximum(squares, 0.0))
+    return values
+
+
 def _law(beta: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Nodes x of the law and their probabilities."""
     nodes, weights = np.polynomial.legendre.leggauss(_NODES)

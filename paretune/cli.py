@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from paretune.errors import UserError
+from paretune.errors import Stopped, UserError
 
 app = typer.Typer(
     help="What a finetune learns and what it forgets, for every method, on your model and data.",
@@ -292,7 +292,13 @@ def schema() -> None:
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one message and exit code 2, never a traceback."""
+    """Entry point: what went wrong is one message and an exit code, never a traceback.
+
+    2 is a mistake in what was given, 74 a failure of disk, memory or network, 75 a stop by SIGTERM,
+    130 one by Ctrl-C. After the last three the same command goes on.
+    """
+    from paretune.runner.faults import explained
+
     # Threads that wait by spinning starve each other when the cores are shared with other work:
     # on two busy cores training went nine times faster with threads that sleep
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -300,11 +306,12 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
-        app()
+        with explained():
+            app()
     except UserError as error:
         for line in str(error).splitlines():
-            typer.echo(f"error: {line}", err=True)
-        sys.exit(2)
+            typer.echo(line if isinstance(error, Stopped) else f"error: {line}", err=True)
+        sys.exit(error.exit_code)
 
 
 def _truncate(
@@ -339,18 +346,15 @@ def _truncate(
 def _run(study: object, out: Path | None, device: str | None, *, report: bool = True) -> None:
     from paretune.runner.progress import Terminal
     from paretune.runner.run import run as run_study
+    from paretune.runner.stop import STOP
     from paretune.study.config import Study
 
     assert isinstance(study, Study)
     command = shlex.join(["paretune", *sys.argv[1:]])
-    try:
-        with Terminal() as progress:
-            folder = run_study(
-                study, out, device=device, progress=progress, command=command, report=report
-            )
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on from the last saved state", err=True)
-        raise typer.Exit(130) from None
+    with STOP.listening(), Terminal() as progress:
+        folder = run_study(
+            study, out, device=device, progress=progress, command=command, report=report
+        )
     if report:
         typer.echo(f"report: {(folder / 'report.html').resolve()}")
     else:

@@ -1,14 +1,18 @@
-"""The one exception a user may see: what is wrong, where, and what to do about it."""
+"""What a user may see: what is wrong, where, and what to do about it."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 
 class UserError(Exception):
     """A mistake in what the user gave (a study file, a data row, a path, an argument).
 
     The message is complete: it names the thing, the place and the remedy. The command line
-    prints it without a traceback and exits with code 2.
+    prints it without a traceback and exits with ``exit_code``.
     """
+
+    exit_code = 2
 
 
 class UserErrors(UserError):
@@ -17,3 +21,27 @@ class UserErrors(UserError):
     def __init__(self, messages: list[str]) -> None:
         self.messages = messages
         super().__init__("\n".join(messages))
+
+
+class Damaged(UserError):
+    """A file that is not what was written: torn, altered, or with a checksum that differs."""
+
+    def __init__(self, path: Path, message: str) -> None:
+        self.path = path
+        super().__init__(message)
+
+
+class Fault(UserError):
+    """Something outside failed: a disk is full, memory ran out, a hub does not answer.
+
+    What was finished stays; the same command goes on when the cause is mended. Its exit code is
+    that of an input/output error in sysexits.h.
+    """
+
+    exit_code = 74
+
+
+class Stopped(UserError):
+    """Asked to stop (SIGTERM, as preemption sends); the state is saved. sysexits.h's TEMPFAIL."""
+
+    exit_code = 75

@@ -1,15 +1,22 @@
-"""Writing files so that a reader never sees half of one, and reading what a crash left behind."""
+"""Writing files so that a reader never sees half of one, and noticing what has been altered.
+
+A *sealed* value carries ``crc``, the CRC-32 of its JSON text without that field, so that a flipped
+bit which leaves valid JSON is found as surely as a torn file.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from paretune.errors import UserError
+from paretune.errors import Damaged
+
+_SEAL = ', "crc": "'
 
 
 def write_with(path: Path, write: Callable[[Path], None]) -> None:
@@ -48,15 +55,40 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); restore or delete it") from error
+        raise Damaged(
+            path, f"{path}: not readable as JSON ({error}); restore or delete it"
+        ) from error
+
+
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """Write ``value`` as indented JSON with its checksum, atomically."""
+    write_json(path, {**value, "crc": _crc(_text(value))})
+
+
+def read_sealed(path: Path, *, required: bool = True) -> dict[str, Any]:
+    """Undo of :func:`write_sealed`.
+
+    Args:
+        required: refuse a value without a checksum, which an older ledger may hold.
+
+    Raises:
+        Damaged: not JSON, not an object, or its checksum differs.
+    """
+    value = read_json(path)
+    crc = value.pop("crc", None) if isinstance(value, dict) else None
+    if not isinstance(value, dict) or (
+        crc != _crc(_text(value)) if required or crc is not None else False
+    ):
+        raise Damaged(path, f"{path}: damaged (its checksum differs)")
+    return value
 
 
 def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Append rows as JSON lines in one write and flush them to disk.
+    """Append rows as sealed JSON lines in one write and flush them to disk.
 
     A last line that a crash cut off is removed first, so that rows never run together.
     """
-    text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    text = sealed_lines(rows)
     if not text:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,13 +99,59 @@ def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         os.fsync(file.fileno())
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
+def sealed_lines(rows: Iterable[dict[str, Any]]) -> str:
+    """Rows as JSON lines, each with its checksum as the last field."""
+    lines = []
+    for row in rows:
+        text = _text(row)
+        lines.append(f'{text[:-1]}{_SEAL}{_crc(text)}"}}\n')
+    return "".join(lines)
+
+
+def read_jsonl(path: Path, *, sealed: bool = False) -> list[dict[str, Any]]:
     """All complete rows of a JSON-lines file; a cut-off last line is left out.
 
+    Args:
+        sealed: refuse a row without a checksum; one that has a checksum is checked in any case.
+
     Raises:
-        UserError: a line other than a cut-off last one is not JSON.
+        Damaged: a line other than a cut-off last one is not JSON, or its checksum differs.
     """
-    return list(_rows(path)) if path.exists() else []
+    rows, damaged = read_rows(path, sealed=sealed)
+    if damaged:
+        number, reason = next(iter(damaged.items()))
+        raise Damaged(path, f"{path}, line {number}: {reason}")
+    return rows
+
+
+def read_rows(path: Path, *, sealed: bool) -> tuple[list[dict[str, Any]], dict[int, str]]:
+    """The good rows of a JSON-lines file, and the reason for each line that is damaged."""
+    rows: list[dict[str, Any]] = []
+    damaged: dict[int, str] = {}
+    if not path.exists():
+        return rows, damaged
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                rows.append(_row(line.decode().rstrip("\n"), sealed))
+            except ValueError as error:
+                damaged[number] = f"not readable ({error})"
+    return rows, damaged
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file or folder to ``NAME.damaged-1`` (or -2 ...), out of every reader's way.
+
+    Returns:
+        The new path.
+    """
+    number = 1
+    while (new := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    path.rename(new)
+    return new
 
 
 def sha256(path: Path) -> str:
@@ -82,15 +160,26 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                yield json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise UserError(f"{path}, line {number}: not readable as JSON ({error})") from error
+def _row(text: str, sealed: bool) -> dict[str, Any]:
+    """One line's value without its checksum; ValueError when it is not what was written."""
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError("not an object")
+    crc = value.pop("crc", None)
+    if crc is None and not sealed:
+        return value
+    head, _, _ = text.rpartition(_SEAL)
+    if crc != _crc(head + "}"):
+        raise ValueError("its checksum differs")
+    return value
+
+
+def _text(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _crc(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -126,4 +126,4 @@ def test_an_interrupted_run_says_how_to_go_on(folder: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors == "interrupted; the same command goes on from the last saved state\n"
+    assert errors == "interrupted; the same command goes on from there\n"

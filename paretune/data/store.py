@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from paretune.data.rows import Document, Pair, Row
-from paretune.errors import UserError
+from paretune.errors import Damaged, UserError
 from paretune.files import read_json, read_jsonl, sha256, write_json, write_text
 
 FORMAT = 1
@@ -77,10 +77,10 @@ def check(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     for name, facts in manifest["files"].items():
         path = folder / name
         if not path.is_file():
-            raise UserError(f"{path} is gone: put it back. {remedy}")
+            raise Damaged(path, f"{path} is gone: put it back. {remedy}")
         size = path.stat().st_size
         if size != facts["bytes"] or (size <= HASHED and sha256(path) != facts["sha256"]):
-            raise UserError(f"{path} has changed since it was written: put it back. {remedy}")
+            raise Damaged(path, f"{path} has changed since it was written: put it back. {remedy}")
     return manifest
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +14,15 @@ from paretune.model.export import save_adapter, save_full
 from paretune.model.layers import linear_layers
 from paretune.model.load import load_shape
 from paretune.model.trainee import Trainee, full_arm, lora_cohort
+from paretune.runner.complete import has, reached
 from paretune.runner.ledger import Ledger
 from paretune.runner.progress import Progress
+from paretune.runner.repair import Repair, Say
+from paretune.runner.stop import STOP
 from paretune.runner.workspace import Workspace
 from paretune.study.arms import ArmConfig
 from paretune.train.legs import Leg
-from paretune.train.state import load_state, prune, save_state, saved_steps
+from paretune.train.state import load_state, prune, save_state, saved_steps, state_path
 from paretune.train.trainer import Trainer
 
 
@@ -42,7 +46,18 @@ class CohortRun:
         device: torch.device,
         progress: Progress,
         seconds: Seconds,
+        *,
+        guard: Callable[[], None] = lambda: None,
+        say: Say = lambda path, reason: None,
     ) -> None:
+        """Build the arms on the device.
+
+        Args:
+            guard: called before anything is written; raises when the arms are no longer ours.
+            say: told of damaged files that were set aside.
+        """
+        self.guard = guard
+        self.repair = Repair(ledger, say)
         self.workspace = workspace
         self.ledger = ledger
         self.progress = progress
@@ -65,7 +80,7 @@ class CohortRun:
         """Train and score until every budget of every arm is done."""
         self.trainer.fit_memory()
         for arm in self.arms:
-            if self.ledger.status(arm.id)["state"] == "planned":
+            if self.ledger.status(arm.id)["state"] in ("planned", "done"):
                 self.ledger.set_status(arm.id, state="running")
         for leg in self.legs:
             if not self._complete(leg):
@@ -76,50 +91,73 @@ class CohortRun:
             shutil.rmtree(self._states(arm), ignore_errors=True)
 
     def _run_leg(self, leg: Leg) -> None:
-        step = self._restore(leg)
+        step = self._saved = self._restore(leg)
+        self.guard()
+        self._note_verdicts(leg, step, moved=False)
         for arm in self.arms:
             self.ledger.cut_curve(arm.id, leg.name, step)
-        schedules = [self.workspace.schedule(arm, leg) for arm in self.arms]
         arms = f"{len(self.arms)} arms" if len(self.arms) > 1 else self.arms[0].label
         self.progress.begin(f"training {arms}", leg.stop)
         self.progress.advance(step)
         if step in leg.scored and not self._scored(step):
             self._score(leg, step)
+        with STOP.deferred():
+            self._steps(leg, step)
+
+    def _steps(self, leg: Leg, step: int) -> None:
+        """Train ``leg`` from ``step`` to its end, saving and scoring on the way."""
+        schedules = [self.workspace.schedule(arm, leg) for arm in self.arms]
         started = saved = time.monotonic()
         for t in range(step, leg.stop):
             self.trainer.step(t, schedules)
             self.progress.advance()
             now = time.monotonic()
-            pause = t + 1 in leg.stops
+            pause = t + 1 in leg.stops or STOP.asked
             if pause or now - saved > self.workspace.config.checkpoints.every_seconds:
                 self._save(leg, t + 1)
                 now = saved = time.monotonic()
                 self._spent("train", now - started)
                 started = now
+            STOP.now()
             if t + 1 in leg.scored:
-                self._score(leg, t + 1)
+                with STOP.at_once():
+                    self._score(leg, t + 1)
                 started = saved = time.monotonic()
 
     def _save(self, leg: Leg, step: int) -> None:
-        """Flush curves and write every arm's state; older states go when all new ones are there."""
+        """Flush curves and write every arm's state.
+
+        The state before it stays until the next call, in case this one turns out damaged.
+        """
+        self.guard()
         for arm, rows in zip(self.arms, self.trainer.curve(), strict=True):
             self.ledger.append_curve(arm.id, leg.name, rows)
         for position, arm in enumerate(self.arms):
+            prune(self._states(arm), leg.name, {self._saved, *leg.kept})
             tensors, watch = self.trainer.state(position)
             save_state(self._states(arm), leg.name, step, tensors, watch)
+        self._saved = step
+        self._note_verdicts(leg, step, moved=True)
+
+    def _note_verdicts(self, leg: Leg, step: int, *, moved: bool) -> None:
+        """Write which arms have diverged, and after a step how far all of them are."""
+        place = {"step": step, "tokens": self.workspace.tokens(step)}
         verdicts = self.trainer.divergence.verdicts()
         for position, arm in enumerate(self.arms):
-            prune(self._states(arm), leg.name, {step, *leg.kept})
-            changes = {"step": step, "tokens": self.workspace.tokens(step)}
             if position in verdicts:
                 at, reason = verdicts[position]
-                if self.ledger.status(arm.id)["state"] != "diverged":
+                new = self.ledger.status(arm.id)["state"] != "diverged"
+                if new:
                     self.progress.line(f"{arm.label}: diverged at step {at}: {reason}")
-                self.ledger.set_status(
-                    arm.id, **changes, state="diverged", diverged_at=at, leg=leg.name, reason=reason
-                )
-            else:
-                self.ledger.set_status(arm.id, **changes)
+                verdict = {
+                    "state": "diverged",
+                    "diverged_at": at,
+                    "leg": leg.name,
+                    "reason": reason,
+                }
+                self.ledger.set_status(arm.id, **(place if new or moved else {}), **verdict)
+            elif moved:
+                self.ledger.set_status(arm.id, **place)
 
     def _score(self, leg: Leg, step: int) -> None:
         """Checkpoint and score the arms that are alive at a budget."""
@@ -127,14 +165,20 @@ class CohortRun:
         tokens = self.workspace.tokens(step)
         lost = self.trainer.divergence.verdicts()
         for group in self.trainee.passes:
-            positions = [p for p in range(group.start, group.stop) if p not in lost]
+            positions = [
+                position
+                for position in range(group.start, group.stop)
+                if position not in lost and not self._has(self.arms[position], step)
+            ]
             if not positions:
                 continue
             results = self.workspace.suite.score(self.trainee.view(group))
             for position in positions:
                 arm, items = self.arms[position], results[position - group.start]
+                self.guard()
                 self._checkpoint(position, tokens)
-                self.ledger.write_scores(arm.id, tokens, items)
+                if not self.ledger.scored(arm.id, tokens, self.metrics):
+                    self.ledger.write_scores(arm.id, tokens, items)
                 shown = self.ledger.shown(arm.id, tokens, self.metrics)
                 self.progress.line(f"{arm.label}, {tokens:,} tokens: {shown}")
         self._spent("score", time.monotonic() - started)
@@ -159,9 +203,15 @@ class CohortRun:
                     shutil.rmtree(earlier, ignore_errors=True)
 
     def _restore(self, leg: Leg) -> int:
-        """Bring all arms to the latest step of ``leg`` that every one of them has on disk."""
+        """Bring all arms to the latest step of ``leg`` that every one of them has on disk.
+
+        Not beyond what is still to be made: a score or a kept state that was lost comes again.
+        """
         common = set.intersection(*(saved_steps(self._states(a), leg.name) for a in self.arms))
-        for step in sorted(common, reverse=True):
+        missing = [step for step in leg.scored if not self._scored(step)]
+        missing += [step for step in leg.kept if step not in common and self._branches(leg, step)]
+        most = min(missing, default=leg.stop)
+        for step in sorted((step for step in common if step <= most), reverse=True):
             if self._load(leg.name, step):
                 return step
         if leg.parent is not None and self._load(leg.parent, leg.start):
@@ -177,7 +227,13 @@ class CohortRun:
         return leg.start
 
     def _load(self, leg: str, step: int) -> bool:
-        states = [load_state(self._states(arm), leg, step) for arm in self.arms]
+        states = []
+        for arm in self.arms:
+            states.append(load_state(self._states(arm), leg, step))
+            path = state_path(self._states(arm), leg, step)
+            if states[-1] is None and path.exists():
+                self.guard()
+                self.repair.aside(path, "its checksum differs")
         if any(state is None for state in states):
             return False
         self.trainer.restart()
@@ -189,22 +245,23 @@ class CohortRun:
     def _complete(self, leg: Leg) -> bool:
         if leg.scored:
             return all(self._scored(step) for step in leg.scored)
-        later = [other for other in self.legs if other.parent == leg.name]
         return all(
-            self._complete(other)
-            or all(other.start in saved_steps(self._states(arm), leg.name) for arm in self.arms)
-            for other in later
+            all(step in saved_steps(self._states(arm), leg.name) for arm in self.arms)
+            for step in leg.kept
+            if self._branches(leg, step)
         )
+
+    def _branches(self, leg: Leg, step: int) -> bool:
+        """Whether a leg that is not complete begins from ``step`` of ``leg``."""
+        later = [other for other in self.legs if (other.parent, other.start) == (leg.name, step)]
+        return not all(self._complete(other) for other in later)
 
     def _scored(self, step: int) -> bool:
         """Whether every arm has its scores of a budget, or diverged before it."""
-        tokens = self.workspace.tokens(step)
-        for arm in self.arms:
-            status = self.ledger.status(arm.id)
-            gone = status["state"] == "diverged" and status["step"] >= step
-            if not gone and not self.ledger.scored(arm.id, tokens, self.metrics):
-                return False
-        return True
+        return all(reached(self.ledger, self.workspace, arm, step) for arm in self.arms)
+
+    def _has(self, arm: ArmConfig, step: int) -> bool:
+        return has(self.ledger, self.workspace, arm, step)
 
     def _states(self, arm: ArmConfig) -> Path:
         return self.ledger.arm_folder(arm.id) / "resume"

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -25,6 +29,33 @@ def choose(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name}: not available here; use cpu or leave it out") from error
     return device
+
+
+def check_free(device: torch.device, runners: Sequence[dict[str, Any]]) -> None:
+    """Refuse a GPU on which another runner of the same study works; a CPU has room for more.
+
+    Raises:
+        UserError: with that process.
+    """
+    for runner in runners:
+        if device.type == "cuda" and (runner["host"], runner["device"]) == (
+            socket.gethostname(),
+            str(device),
+        ):
+            raise UserError(
+                f"process {runner['pid']} runs this study on {device} already; "
+                "give another with --device, or wait for it to end"
+            )
+
+
+@contextmanager
+def kept_threads() -> Iterator[None]:
+    """Give the process its number of threads back at the end."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def measure(device: torch.device) -> Machine:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
 import os
 import shutil
@@ -11,19 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paretune.errors import UserError
+from paretune.errors import Damaged, UserError
 from paretune.files import (
     append_jsonl,
-    read_json,
     read_jsonl,
+    read_sealed,
+    sealed_lines,
     sha256,
-    write_json,
+    write_sealed,
     write_text,
     write_with,
 )
+from paretune.runner.study_folder import StudyFolder
 from paretune.study.arms import ArmConfig
-from paretune.study.config import Study
-from paretune.study.yamlfile import dump_study, parse_study
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,70 +32,12 @@ if TYPE_CHECKING:
 BASE = "base"
 
 
-class Ledger:
+class Ledger(StudyFolder):
     """Reads and writes one study's folder. Each arm's results lie in the arm's own folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    @classmethod
-    def open(cls, folder: Path) -> Ledger:
-        """An existing study.
-
-        Raises:
-            UserError: ``folder`` holds no study.
-        """
-        for part in ("study.yaml", "arms"):
-            if not (folder / part).exists():
-                raise UserError(
-                    f"{folder}: no study here ({part} is missing); "
-                    "give the folder that `paretune run` wrote"
-                )
-        return cls(folder)
-
-    @classmethod
-    def create(cls, folder: Path, study: Study) -> Ledger:
-        """Begin a study in ``folder``, or go on with it when it is the same one.
-
-        Raises:
-            UserError: the folder holds another study, or files that are not a study.
-        """
-        ledger = cls(folder)
-        frozen = folder / "study.yaml"
-        resolved = dump_study(study)
-        if frozen.exists():
-            differences = _differences(frozen.read_text(), resolved)
-            if differences:
-                raise UserError(
-                    f"{folder}: holds a study with other settings ({'; '.join(differences[:4])}); "
-                    "give another folder with --out, or undo the change"
-                )
-            return ledger
-        if folder.exists() and any(entry.name != ".lock" for entry in folder.iterdir()):
-            raise UserError(f"{folder}: not empty and not a study; give another folder with --out")
-        write_text(frozen, resolved)
-        return ledger
-
-    def study(self) -> Study:
-        """The study as it was frozen when it began."""
-        return parse_study((self.folder / "study.yaml").read_text(), "study.yaml")
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder for one runner.
-
-        Raises:
-            UserError: another process runs this study.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(
-                    f"{self.folder}: another process is running this study; wait for it to end"
-                ) from None
-            yield
+        super().__init__(folder)
+        self._items_sums: dict[str, dict[tuple[int, str], str | None]] = {}
 
     def arm_folder(self, arm_id: str) -> Path:
         """Where an arm's results lie; the base's for ``base``."""
@@ -107,25 +48,15 @@ class Ledger:
         for arm in arms:
             path = self.arm_folder(arm.id) / "arm.json"
             if not path.exists():
-                write_json(path, arm.record())
+                write_sealed(path, arm.record())
 
     def arms(self) -> dict[str, ArmConfig]:
         """Every arm of the study, repeats under other seeds included, by id."""
         found = {}
         for path in sorted((self.folder / "arms").glob("*/arm.json")):
-            arm = ArmConfig.model_validate(read_json(path))
+            arm = ArmConfig.model_validate(read_sealed(path, required=self.sealed))
             found[path.parent.name] = arm
         return found
-
-    def cohorts(self) -> list[list[str]]:
-        """Arm ids of each cohort, in the order they run; empty before the plan is frozen."""
-        path = self.folder / "cohorts.json"
-        cohorts: list[list[str]] = read_json(path) if path.exists() else []
-        return cohorts
-
-    def set_cohorts(self, cohorts: list[list[str]]) -> None:
-        """Freeze which arms train together."""
-        write_json(self.folder / "cohorts.json", cohorts)
 
     def write_scores(self, arm_id: str, tokens: int, results: list[Items]) -> None:
         """Keep every item's outcome, then the scores; a score's row means its items are there."""
@@ -133,7 +64,7 @@ class Ledger:
 
         rows = []
         for items in results:
-            self._write_items(arm_id, tokens, items)
+            sum_of_items = self._write_items(arm_id, tokens, items)
             value = score(items)
             rows.append(
                 {
@@ -147,13 +78,14 @@ class Ledger:
                     "n": value.n,
                     "reason": value.reason,
                     **({"note": items.note} if items.note else {}),
+                    "items_sha256": sum_of_items,
                 }
             )
         append_jsonl(self.arm_folder(arm_id) / "scores.jsonl", rows)
 
     def scores(self, arm_id: str) -> list[dict[str, Any]]:
         """An arm's scores; a score written twice counts once."""
-        rows = read_jsonl(self.arm_folder(arm_id) / "scores.jsonl")
+        rows = read_jsonl(self.arm_folder(arm_id) / "scores.jsonl", sealed=self.sealed)
         latest = {(row["tokens"], row["metric"]): row for row in rows}
         return [latest[key] for key in sorted(latest)]
 
@@ -171,22 +103,35 @@ class Ledger:
         return set(metrics) <= have
 
     def items(self, arm_id: str, tokens: int, metric: str) -> pd.DataFrame:
-        """Per-item outcomes: item, group, value, weight."""
+        """Per-item outcomes: item, group, value, weight.
+
+        Raises:
+            Damaged: they are not those that the score was computed from.
+        """
         import pandas as pd
 
-        return pd.read_parquet(self._items_path(arm_id, tokens, metric))
+        if arm_id not in self._items_sums:
+            self._items_sums[arm_id] = {
+                (row["tokens"], row["metric"]): row.get("items_sha256")
+                for row in self.scores(arm_id)
+            }
+        path = self.items_path(arm_id, tokens, metric)
+        expected = self._items_sums[arm_id].get((tokens, metric))
+        if expected is not None and sha256(path) != expected:
+            raise Damaged(path, f"{path}: damaged (its checksum differs); `paretune run` mends it")
+        return pd.read_parquet(path)
 
     def status(self, arm_id: str) -> dict[str, Any]:
         """state (planned, running, done, diverged), step, tokens, seconds, reason."""
         path = self.arm_folder(arm_id) / "status.json"
         status: dict[str, Any] = {"state": "planned", "step": 0, "tokens": 0, "seconds": 0.0}
         if path.exists():
-            status.update(read_json(path))
+            status.update(read_sealed(path, required=self.sealed))
         return status
 
     def set_status(self, arm_id: str, **changes: Any) -> None:
         """Update some fields of an arm's status."""
-        write_json(self.arm_folder(arm_id) / "status.json", {**self.status(arm_id), **changes})
+        write_sealed(self.arm_folder(arm_id) / "status.json", {**self.status(arm_id), **changes})
 
     def append_curve(self, arm_id: str, leg: str, rows: list[dict[str, Any]]) -> None:
         """Add steps to an arm's training curve."""
@@ -198,13 +143,10 @@ class Ledger:
         path = self.arm_folder(arm_id) / "train.jsonl"
         if not path.exists():
             return
-        rows = read_jsonl(path)
+        rows = read_jsonl(path, sealed=self.sealed)
         kept = [row for row in rows if row["leg"] != leg or row["step"] <= step]
-        temporary = path.with_name(".train.jsonl.new")
-        temporary.unlink(missing_ok=True)
-        append_jsonl(temporary, kept)
         if kept:
-            temporary.replace(path)
+            write_text(path, sealed_lines(kept))
         else:
             path.unlink()
 
@@ -222,7 +164,7 @@ class Ledger:
         try:
             yield temporary
             sums = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
-            write_json(temporary / "checksums.json", sums)
+            write_sealed(temporary / "checksums.json", sums)
             shutil.rmtree(final, ignore_errors=True)
             temporary.replace(final)
         finally:
@@ -237,40 +179,28 @@ class Ledger:
         folder = self.checkpoint(arm_id, tokens)
         if not (folder / "checksums.json").exists():
             raise UserError(f"{folder}: there is no checkpoint (see checkpoints.keep in the study)")
-        for name, expected in read_json(folder / "checksums.json").items():
+        sums = read_sealed(folder / "checksums.json", required=self.sealed)
+        for name, expected in sums.items():
             if not (folder / name).exists() or sha256(folder / name) != expected:
-                raise UserError(f"{folder / name}: damaged (its checksum differs); train it again")
+                raise Damaged(
+                    folder / name,
+                    f"{folder / name}: damaged (its checksum differs); "
+                    "`paretune run` makes it anew",
+                )
         return folder
 
-    def note_run(self, row: dict[str, Any]) -> None:
-        """Keep a row about one process: versions, device, seconds by phase."""
-        append_jsonl(self.folder / "runs.jsonl", [row])
-
-    def runs(self) -> list[dict[str, Any]]:
-        """The rows of :meth:`note_run`."""
-        return read_jsonl(self.folder / "runs.jsonl")
-
-    def _write_items(self, arm_id: str, tokens: int, items: Items) -> None:
+    def _write_items(self, arm_id: str, tokens: int, items: Items) -> str:
+        """Write one metric's outcomes; returns the file's SHA-256."""
         import pandas as pd
 
         frame = pd.DataFrame(
             {"item": items.ids, "group": items.groups, "value": items.value, "weight": items.weight}
         )
-        path = self._items_path(arm_id, tokens, items.metric)
+        path = self.items_path(arm_id, tokens, items.metric)
         write_with(path, lambda temporary: frame.to_parquet(temporary, index=False))
+        return sha256(path)
 
-    def _items_path(self, arm_id: str, tokens: int, metric: str) -> Path:
+    def items_path(self, arm_id: str, tokens: int, metric: str) -> Path:
+        """Where the outcomes of one metric lie."""
         name = metric.replace("/", ".") + ".parquet"
         return self.arm_folder(arm_id) / "items" / str(tokens) / name
-
-
-def _differences(old: str, new: str) -> list[str]:
-    """Lines that differ between two frozen studies, as ``was X, now Y``."""
-    import difflib
-
-    changed = [
-        line
-        for line in difflib.unified_diff(old.splitlines(), new.splitlines(), lineterm="", n=0)
-        if line[:1] in "+-" and line[:3] not in ("+++", "---")
-    ]
-    return [("was" if line[0] == "-" else "now") + " " + line[1:].strip() for line in changed]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -11,12 +13,18 @@ from typing import Any
 
 import torch
 
-from paretune.errors import UserError
+from paretune.errors import Damaged, UserError
 from paretune.model.trainee import CPU_TOKENS, frozen
 from paretune.runner.cohort import CohortRun, Seconds
-from paretune.runner.device import choose, measure
+from paretune.runner.complete import ended, finished
+from paretune.runner.device import check_free, choose, kept_threads, measure
+from paretune.runner.faults import explained
+from paretune.runner.leases import Leases
 from paretune.runner.ledger import BASE, Ledger
+from paretune.runner.migrate import migrate
+from paretune.runner.origin import check_origin, check_prepared, same_probe, same_threads
 from paretune.runner.progress import Progress, Silent
+from paretune.runner.repair import Repair, clear_report
 from paretune.runner.report import write_report
 from paretune.runner.workspace import Workspace, check_arms
 from paretune.study.arms import ArmConfig
@@ -26,6 +34,8 @@ from paretune.study.yamlfile import load_study
 
 # Tokens of the base's own scoring passes on a GPU
 _GPU_TOKENS = 16_384
+# Between looks at what others still do
+WAIT_SECONDS = 1.0
 
 
 def run(
@@ -60,6 +70,8 @@ def run(
 
 
 class _Run:
+    """This process's share in a study: with others on the same folder, or alone."""
+
     def __init__(
         self, study: Study, folder: Path, device: torch.device, progress: Progress, command: str
     ) -> None:
@@ -71,83 +83,182 @@ class _Run:
         self.seconds = Seconds()
         self.began = datetime.now(UTC)
         self.machine = measure(device)
+        about = {"device": str(device), "version": metadata.version("paretune")}
+        self.leases = Leases(folder, about)
+        self.ledger = Ledger(folder)
+        self._checked: set[str] = set()
 
     def go(self, report: bool) -> None:
         # All that can be known now is checked before the folder exists
         trained = check_arms(self.study)
-        started = time.monotonic()
-        with Ledger(self.folder).locked():
-            ledger = Ledger.create(self.folder, self.study)
-            ledger.register(self.study.arms)
-            work = Workspace.build(self.study, ledger, self.progress.line)
-            self._score_base(ledger, work)
+        self.ledger.check_place()
+        with explained(self.folder), self.leases, kept_threads():
+            started = time.monotonic()
+            check_free(self.device, self.leases.runners())
+            with self._alone("study"):
+                work = self._set_up(trained)
             self.seconds.other += time.monotonic() - started
             try:
-                self._train(ledger, work, trained)
+                self._train(work)
             finally:
-                self._note(ledger)
+                self._note_end()
             if report:
-                self.progress.begin("writing the report", 1)
-                write_report(self.folder)
+                with self._alone("report"):
+                    self.progress.begin("writing the report", 1)
+                    clear_report(self.folder)
+                    write_report(self.folder)
 
-    def _train(self, ledger: Ledger, work: Workspace, trained: dict[str, int]) -> None:
-        self._form_cohorts(ledger, list(self.study.arms), trained)
-        self._run_cohorts(ledger, work)
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """Hold the lease of what only one process may do, as soon as no living one does it."""
+        said = False
+        while not self.leases.take([name]):
+            if not said:
+                self.progress.line(f"waiting for {self._holders([name])}: it prepares the {name}")
+                said = True
+            time.sleep(WAIT_SECONDS)
+        with self.leases.holding(name):
+            yield
+
+    def _set_up(self, trained: dict[str, int]) -> Workspace:
+        """Everything before training: checks, data, the base's scores, and the cohorts."""
+        ledger = self.ledger = Ledger.create(self.folder, self.study)
+        migrate(ledger, self.progress.line)
+        same_threads(ledger, self.device)
+        self._log("started", command=self.command, device=self.machine.name, versions=versions())
+        repair = Repair(ledger, self._say)
+        repair.study(self.study.arms)
+        ledger.register(self.study.arms)
+        for remark in check_origin(ledger, self.study.config):
+            self.progress.line(remark)
+        work = self._workspace(repair)
+        check_prepared(ledger, work.prepared.manifest)
+        repair.scores(BASE)
+        self._score_base(work)
+        self._form_cohorts(list(self.study.arms), trained)
+        return work
+
+    def _workspace(self, repair: Repair) -> Workspace:
+        try:
+            return Workspace.build(self.study, self.ledger, self.progress.line)
+        except Damaged as error:
+            # Prepared again from the sources; check_prepared sees to it that they come out the same
+            repair.aside(self.folder / "data", str(error))
+            return Workspace.build(self.study, self.ledger, self.progress.line)
+
+    def _train(self, work: Workspace) -> None:
+        self._run_cohorts(work)
         repeat = self.study.config.repeat_best
         if repeat is None:
             return
-        repeats = best_again(ledger, repeat, self.study.arms, work.tokens(work.budgets[-1]))
-        ledger.register(repeats)
-        again = check_arms(self.study, repeats)
-        self._form_cohorts(ledger, repeats, again)
-        self._run_cohorts(ledger, work)
+        with self._alone("study"):
+            last = work.tokens(work.budgets[-1])
+            repeats = best_again(self.ledger, repeat, self.study.arms, last)
+            self.ledger.register(repeats)
+            self._form_cohorts(repeats, check_arms(self.study, repeats))
+        self._run_cohorts(work)
 
-    def _form_cohorts(self, ledger: Ledger, arms: list[ArmConfig], trained: dict[str, int]) -> None:
+    def _form_cohorts(self, arms: list[ArmConfig], trained: dict[str, int]) -> None:
         """Freeze which arms train together; a resumed run finds them frozen."""
-        frozen_ids = ledger.cohorts()
+        frozen_ids = self.ledger.cohorts()
         known = {arm_id for group in frozen_ids for arm_id in group}
         new = [arm for arm in arms if arm.id not in known]
         if new:
             groups = cohorts(new, trained, self.machine.memory)
-            ledger.set_cohorts(frozen_ids + [[arm.id for arm in group] for group in groups])
+            self.ledger.set_cohorts(frozen_ids + [[arm.id for arm in group] for group in groups])
 
-    def _run_cohorts(self, ledger: Ledger, work: Workspace) -> None:
-        arms = ledger.arms()
-        for ids in ledger.cohorts():
-            states = [ledger.status(arm_id)["state"] for arm_id in ids]
-            resumable = any((ledger.arm_folder(i) / "resume").exists() for i in ids)
-            if "planned" in states or "running" in states or resumable:
-                group = [arms[arm_id] for arm_id in ids]
-                CohortRun(work, group, ledger, self.device, self.progress, self.seconds).run()
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
+    def _run_cohorts(self, work: Workspace) -> None:
+        """Take one cohort after another that nobody else works on, until all are done."""
+        said = ""
+        while True:
+            left = [ids for ids in self._cohorts() if not self._settled(ids)]
+            if not left:
+                return
+            mine = next((ids for ids in left if self.leases.take(ids)), None)
+            if mine is not None:
+                with self.leases.holding(*mine):
+                    self._run_cohort(work, mine)
+                self._checked.update(mine)
+                continue
+            waiting = self._holders([arm_id for ids in left for arm_id in ids])
+            if waiting != said:
+                self.progress.line(f"waiting for {waiting} to end the remaining arms")
+                said = waiting
+            time.sleep(WAIT_SECONDS)
 
-    def _score_base(self, ledger: Ledger, work: Workspace) -> None:
+    def _cohorts(self) -> list[list[str]]:
+        """The cohorts whose arms are known; repeats become known when the rest is done."""
+        arms = self.ledger.arms()
+        return [ids for ids in self.ledger.cohorts() if arms.keys() >= set(ids)]
+
+    def _settled(self, ids: list[str]) -> bool:
+        """Whether a cohort has ended, and this process has seen that its files are whole."""
+        return self._checked.issuperset(ids) and all(ended(self.ledger, i) for i in ids)
+
+    def _run_cohort(self, work: Workspace, ids: list[str]) -> None:
+        """Check what is there of a cohort, and run what is missing."""
+        known = self.ledger.arms()
+        group = [known[arm_id] for arm_id in ids]
+        repair = Repair(self.ledger, self._say)
+        for arm in group:
+            repair.arm(arm)
+        if all(finished(self.ledger, work, arm) for arm in group):
+            return
+        self._log("cohort", arms=ids)
+        cohort = CohortRun(
+            work,
+            group,
+            self.ledger,
+            self.device,
+            self.progress,
+            self.seconds,
+            guard=self.leases.check,
+            say=self._say,
+        )
+        cohort.run()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _score_base(self, work: Workspace) -> None:
         """Score the base once, by the code that scores arms."""
+        ledger = self.ledger
         self.progress.begin("scoring the base", 1)
         base = frozen(self.study.config.base, self.device)
         limit = CPU_TOKENS if self.device.type == "cpu" else _GPU_TOKENS
         base.rows = max(1, limit // self.study.config.training.block_length)
         view = base.view(None)
-        work.suite.attach_base(view)
+        with same_probe(ledger, self._say):
+            work.suite.attach_base(view)
         if not ledger.scored(BASE, 0, self.study.config.metric_names()):
             (results,) = work.suite.score(view)
             ledger.write_scores(BASE, 0, results)
         self.progress.line(f"base: {ledger.shown(BASE, 0, self.study.config.metric_names())}")
         self.progress.advance()
 
-    def _note(self, ledger: Ledger) -> None:
+    def _holders(self, names: list[str]) -> str:
+        found = [self.leases.holder(name) for name in names]
+        who = {f"process {r['pid']} on {r['host']}" for r in found if r is not None}
+        return " and ".join(sorted(who)) or "another process"
+
+    def _log(self, event: str, **facts: Any) -> None:
+        self.ledger.note(self.leases.name, event, **facts)
+
+    def _say(self, path: str, reason: str) -> None:
+        self.progress.line(f"{path}: set aside, it is made anew ({reason})")
+        self._log("set aside", path=path, reason=reason)
+
+    def _note_end(self) -> None:
         """Record this process in the ledger, also when it is interrupted."""
-        ledger.note_run(
-            {
-                "started": self.began.isoformat(timespec="seconds"),
-                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-                "command": self.command,
-                "device": self.machine.name,
-                "seconds": {k: round(v, 3) for k, v in vars(self.seconds).items()},
-                "versions": versions(),
-            }
-        )
+        with suppress(OSError):  # what stopped the run is the message that counts
+            self._log(
+                "ended",
+                started=self.began.isoformat(timespec="seconds"),
+                finished=datetime.now(UTC).isoformat(timespec="seconds"),
+                command=self.command,
+                device=self.machine.name,
+                seconds={k: round(v, 3) for k, v in vars(self.seconds).items()},
+                versions=versions(),
+            )
 
 
 def versions() -> dict[str, str]:

@@ -16,7 +16,7 @@ def save_state(
     folder: Path, leg: str, step: int, tensors: dict[str, torch.Tensor], watch: dict[str, float]
 ) -> None:
     """Write an arm's state after ``step`` of ``leg``; its checksum is written last."""
-    path = _path(folder, leg, step)
+    path = state_path(folder, leg, step)
     content = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = {name: str(value) for name, value in watch.items()}
     write_with(path, lambda temporary: save_file(content, temporary, metadata))
@@ -27,7 +27,7 @@ def load_state(
     folder: Path, leg: str, step: int
 ) -> tuple[dict[str, torch.Tensor], dict[str, float]] | None:
     """Undo of :func:`save_state`; None when the file is absent, cut off or altered."""
-    path = _path(folder, leg, step)
+    path = state_path(folder, leg, step)
     try:
         if sha256(path) != _checksum(path).read_text().strip():
             return None
@@ -51,12 +51,13 @@ def saved_steps(folder: Path, leg: str) -> set[int]:
 def prune(folder: Path, leg: str, keep: Iterable[int]) -> None:
     """Delete the states of ``leg`` but those of the steps to keep."""
     for step in saved_steps(folder, leg) - set(keep):
-        path = _path(folder, leg, step)
+        path = state_path(folder, leg, step)
         _checksum(path).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
 
 
-def _path(folder: Path, leg: str, step: int) -> Path:
+def state_path(folder: Path, leg: str, step: int) -> Path:
+    """Where an arm's state after ``step`` of ``leg`` lies."""
     return folder / f"{leg}@{step}.safetensors"
 
 

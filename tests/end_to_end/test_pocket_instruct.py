@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import paretune
+from paretune.runner.ledger import Ledger
 from paretune.study.recipes import read_recipe
 
 SMALL_ARMS = """
@@ -106,7 +107,7 @@ def test_the_demo_shows_a_trade_off_in_minutes(tmp_path: Path) -> None:
     folder = tmp_path / "pocket-instruct"
     assert done.stdout.splitlines()[-1] == f"report: {folder / 'report.html'}"
     assert (folder / "report.html").stat().st_size > 100_000
-    (run,) = (json.loads(line) for line in (folder / "runs.jsonl").open())
+    (run,) = Ledger(folder).runs()
     print(f"{seconds:.0f} s: {run['seconds']}")
 
     right = table(folder, "target/exact_match").drop(columns=0)

@@ -13,7 +13,6 @@ from runner_helpers import small_study
 import paretune
 from paretune import UserError
 from paretune.analyse.results import tidy
-from paretune.runner.ledger import Ledger
 from paretune.runner.run import run
 
 
@@ -130,14 +129,6 @@ def test_another_study_in_the_same_folder_is_refused(hot: Path, tmp_path: Path) 
     with pytest.raises(UserError, match="not empty and not a study"):
         run(small_study(tmp_path), tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
-
-
-def test_a_second_runner_is_refused(hot: Path) -> None:
-    with (
-        Ledger(hot / "out").locked(),
-        pytest.raises(UserError, match="another process is running this study"),
-    ):
-        run(small_study(hot), hot / "out")
 
 
 def test_a_damaged_state_is_not_used(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import paretune
 from paretune import UserError
 from paretune.cli import app
 from paretune.runner.card import base_licence
+from paretune.runner.ledger import Ledger
 from paretune.runner.run import run
 from paretune.study.config import Base
 
@@ -130,8 +132,9 @@ def test_licence_of_a_base_is_read_from_its_card(tmp_path: Path) -> None:
 def test_comparison_of_two_studies(done: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(done, other)
-    frozen = (other / "study.yaml").read_text()
-    (other / "study.yaml").write_text(frozen.replace("batch_size: 2", "batch_size: 3"))
+    frozen = (other / "study.yaml").read_text().replace("batch_size: 2", "batch_size: 3")
+    (other / "study.yaml").write_text(frozen)
+    Ledger(other).set_facts(study=hashlib.sha256(frozen.encode()).hexdigest())
     page = tmp_path / "page.html"
     assert str(page) in call("compare", done, other, "--out", page)
     text = page.read_text()

@@ -16,7 +16,8 @@ from paretune.files import sha256
 from paretune.model.fingerprint import differences, file_facts, fingerprint
 from paretune.runner.ledger import BASE, Ledger
 from paretune.runner.repair import Repair, Say
-from paretune.study.config import Files, StudyConfig
+from paretune.study.config import StudyConfig
+from paretune.study.sources import Files
 
 
 def check_origin(ledger: Ledger, config: StudyConfig) -> list[str]:

@@ -1,12 +1,15 @@
 """The sandbox: HumanEval's solutions and mutants of them, hostile programs, and the speed.
 
 Usage: python benchmarks/sandbox.py; writes its rows of benchmarks/results/scoring.json. Needs
-HumanEval in ../shared/data/eval.
+HumanEval in ../shared/data/eval. Started by root it measures again as an ordinary user, which is
+where the sandbox without namespaces can be had.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -24,10 +27,11 @@ from sandbox_hosts import attacked, below
 from paretune.errors import UserError
 from paretune.evaluate.sandbox import Limits, Program, Sandbox, open_sandbox
 
+TESTS = Path(__file__).parents[1] / "tests" / "evaluate" / "sandbox"
 CORES = len(os.sched_getaffinity(0))
 MUTANTS = 5
 REPEATS = 5
-# What Paretune itself is, while no program runs: a starter and a warden for each sandbox process
+# Beyond its limits, a program that still runs after this long has stalled the run
 STALLED_SECONDS = 60.0
 
 
@@ -125,27 +129,48 @@ def hostile(name: str) -> list[dict[str, Any]]:
     }
     for what, names in found.items():
         if names:
-            print(f"{name}: {what}: {', '.join(names)}")
+            print(f"{name}: {what}: {', '.join(names)}", file=sys.stderr)
     return [
         row(f"sandbox: programs {what}", work, "programs", our_value=len(names), goal="0")
         for what, names in found.items()
     ]
 
 
-def main() -> None:
-    """Measure, in each sandbox that works here."""
-    os.environ["TOKEN"] = SECRET
+def in_each_sandbox() -> list[dict[str, Any]]:
+    """Speed and hostile programs, in each sandbox that works for this user."""
+    user = "root" if os.geteuid() == 0 else "an ordinary user"
     rows: list[dict[str, Any]] = []
-    with open_sandbox() as sandbox:
-        rows += solutions(sandbox)
-        rows.append(agreement(sandbox))
     for name in ("namespaces", "landlock"):
         try:
             with open_sandbox(name) as sandbox:
                 rows.append(speed(sandbox))
             rows += hostile(name)
         except UserError as error:
-            print(error)
+            print(error, file=sys.stderr)
+    return [{**each, "work": f"{each['work']}; started by {user}"} for each in rows]
+
+
+def as_user() -> list[dict[str, Any]]:
+    """The same rows, from a process that has given up root."""
+    command = [sys.executable, str(TESTS / "as_user.py"), __file__, "--print"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    rows: list[dict[str, Any]] = json.loads(done.stdout)
+    for each in rows:
+        each["command"] = each["command"].removesuffix(" --print")
+    return rows
+
+
+def main() -> None:
+    """Measure; with --print only what depends on the user, as JSON."""
+    os.environ["TOKEN"] = SECRET
+    if "--print" in sys.argv:
+        print(json.dumps(in_each_sandbox()))
+        return
+    with open_sandbox() as sandbox:
+        rows = [*solutions(sandbox), agreement(sandbox)]
+    rows += in_each_sandbox()
+    if os.geteuid() == 0:
+        rows += as_user()
     write("scoring", rows)
 
 

@@ -1,4 +1,4 @@
-"""Run pytest as a user without privileges: python as_user.py ARGUMENTS, started by root.
+"""Run Python as a user without privileges: python as_user.py ARGUMENTS, started by root.
 
 An interpreter in root's own home folder would be closed to that user, so it is shown in this
 process's own view of the file system.
@@ -7,6 +7,7 @@ process's own view of the file system.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def show_interpreter() -> None:
 
 
 def main() -> None:
-    """Become the user and run pytest in this process's place."""
+    """Become the user in a child process and run Python there."""
     temporary = Path("/tmp") / f"as-user-{os.getpid()}"
     temporary.mkdir()
     os.chown(temporary, USER, USER)
@@ -41,10 +42,8 @@ def main() -> None:
         os.setresgid(USER, USER, USER)
         os.setresuid(USER, USER, USER)
         os.environ.update(HOME=str(temporary), TMPDIR=str(temporary))
-        os.execv(sys.executable, [sys.executable, "-m", "pytest", *sys.argv[1:]])
+        os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    import shutil
-
     shutil.rmtree(temporary)
     sys.exit(code)
 

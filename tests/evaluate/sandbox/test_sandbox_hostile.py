@@ -83,15 +83,9 @@ def test_all_as_a_user_without_privileges() -> None:
 
 def run_as_user(test: str) -> None:
     """Run a test of this file as a user who owns nothing."""
+    options = ["-m", "pytest", "-p", "no:cacheprovider", f"--confcutdir={HERE}"]
     done = subprocess.run(
-        [
-            sys.executable,
-            str(HERE / "as_user.py"),
-            "-p",
-            "no:cacheprovider",
-            f"--confcutdir={HERE}",
-            f"{__file__}::{test}",
-        ],
+        [sys.executable, str(HERE / "as_user.py"), *options, f"{__file__}::{test}"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},

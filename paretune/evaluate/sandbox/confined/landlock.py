@@ -36,11 +36,11 @@ def version() -> int:
         return 0
 
 
-def restrict(readable: Iterable[str], writable: Iterable[str] = ()) -> None:
-    """Leave this process nothing but ``readable`` to read and ``writable`` to do all with.
+def rules(readable: Iterable[str], writable: Iterable[str] = ()) -> int:
+    """A descriptor for ``restrict``: nothing but ``readable`` to read, ``writable`` to do all with.
 
     No file may be executed, no TCP port used and, from version 6 on, no process outside signalled.
-    It cannot be undone. Paths that do not exist are passed over.
+    Paths that do not exist are passed over.
     """
     has = version()
     everything = (1 << max(n for v, n in _RIGHTS.items() if v <= has)) - 1
@@ -50,7 +50,7 @@ def restrict(readable: Iterable[str], writable: Iterable[str] = ()) -> None:
         ruleset.net, size = _TCP, 16
     if has >= 6:
         ruleset.scoped, size = _ABSTRACT_SOCKETS_AND_SIGNALS, 24
-    rules = linux.system_call(
+    made = linux.system_call(
         _CREATE, ctypes.byref(ruleset), ctypes.c_size_t(size), ctypes.c_uint32(0)
     )
     reading = _READ_FILE | _READ_FOLDER
@@ -62,9 +62,14 @@ def restrict(readable: Iterable[str], writable: Iterable[str] = ()) -> None:
         opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
         rule = _PathBeneath(allowed, opened)
         linux.system_call(
-            _ADD, rules, ctypes.c_int(_PATH_BENEATH), ctypes.byref(rule), ctypes.c_uint32(0)
+            _ADD, made, ctypes.c_int(_PATH_BENEATH), ctypes.byref(rule), ctypes.c_uint32(0)
         )
         os.close(opened)
+    return made
+
+
+def restrict(made: int) -> None:
+    """Keep to ``rules`` from now on, and all processes started hereafter; it cannot be undone."""
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-    linux.system_call(_RESTRICT, rules, ctypes.c_uint32(0))
-    os.close(rules)
+    linux.system_call(_RESTRICT, made, ctypes.c_uint32(0))
+    os.close(made)

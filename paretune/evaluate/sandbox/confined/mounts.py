@@ -58,7 +58,7 @@ def enter(at: str) -> None:
 def own_processes(at: str) -> None:
     """Mount a /proc that shows only this process namespace."""
     flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
-    linux.mount("proc", at, "proc", flags, "hidepid=2")
+    linux.mount("proc", at, "proc", flags, "hidepid=2,subset=pid")
 
 
 def scratch(size: int) -> None:

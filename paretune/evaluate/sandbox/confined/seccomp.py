@@ -9,6 +9,7 @@ fail with ENOSYS, as on an older kernel, so that libraries fall back.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import platform
 
@@ -111,6 +112,7 @@ _ANY_SIGNAL = {"tkill": (200, 130)}
 _CLONE = (56, 220)
 _SOCKETPAIR = (53, 199)
 _IOCTL = (16, 29)
+_SETRLIMIT, _PRLIMIT = (160, 164), (302, 261)
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 # Calls from here on have the same number everywhere: io_uring (425) and all that came after it
 _FIRST_NEW = 424
@@ -120,6 +122,7 @@ _CLONE_THREAD = 0x00010000
 _AF_UNIX = 1
 # Typing into the terminal that the run was started from
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+_RLIMIT_CORE = 4
 # linux/bpf_common.h, linux/seccomp.h
 _LOAD, _RETURN = 0x20, 0x06
 _EQUAL, _AT_LEAST, _ANY_BIT = 0x15, 0x35, 0x45
@@ -154,6 +157,18 @@ def restrict(*, processes: bool, signals: bool) -> None:
         signals: it may signal other processes, which is safe only in a process namespace of its
             own; else only itself.
     """
+    program = compiled(processes=processes, only_signal=None if signals else os.getpid())
+    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+    linux.prctl(linux.PR_SET_SECCOMP, linux.SECCOMP_MODE_FILTER, program)
+
+
+@functools.cache
+def compiled(*, processes: bool, only_signal: int | None) -> _Program:
+    """The filter, kept so that a parent can make it once for all its children.
+
+    Args:
+        only_signal: the one process that may be signalled; None for any.
+    """
     column = 0 if platform.machine() == "x86_64" else 1
     code: list[tuple[int, int, int, int]] = [
         (_LOAD, 0, 0, _ARCH),
@@ -166,40 +181,41 @@ def restrict(*, processes: bool, signals: bool) -> None:
     refused = dict(_REFUSED)
     if not processes:
         refused |= _FORK
-    if not signals:
+    if only_signal is not None:
         refused |= _ANY_SIGNAL
     for numbers in refused.values():
         number = numbers[column]
         if number is not None:
             code += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _EPERM)]
-    code += _if_call(_CLONE[column], _ARGUMENT_0, [(_ANY_BIT, _NEW_NAMESPACE, True)])
+    code += _if_call(_CLONE[column], _ARGUMENT_0, (_ANY_BIT, _NEW_NAMESPACE, True))
     if not processes:
-        code += _if_call(_CLONE[column], _ARGUMENT_0, [(_ANY_BIT, _CLONE_THREAD, False)])
-    code += _if_call(_SOCKETPAIR[column], _ARGUMENT_0, [(_EQUAL, _AF_UNIX, False)])
+        code += _if_call(_CLONE[column], _ARGUMENT_0, (_ANY_BIT, _CLONE_THREAD, False))
+    code += _if_call(_SOCKETPAIR[column], _ARGUMENT_0, (_EQUAL, _AF_UNIX, False))
     for request in (_TIOCSTI, _TIOCLINUX):
-        code += _if_call(_IOCTL[column], _ARGUMENT_1, [(_EQUAL, request, True)])
-    if not signals:
+        code += _if_call(_IOCTL[column], _ARGUMENT_1, (_EQUAL, request, True))
+    # With the limit of core dumps left as it is, a crash does not start the host's crash handler
+    code += _if_call(_SETRLIMIT[column], _ARGUMENT_0, (_EQUAL, _RLIMIT_CORE, True))
+    code += _if_call(_PRLIMIT[column], _ARGUMENT_1, (_EQUAL, _RLIMIT_CORE, True))
+    if only_signal is not None:
         for numbers in _SIGNAL.values():
-            code += _if_call(numbers[column], _ARGUMENT_0, [(_EQUAL, os.getpid(), False)])
+            code += _if_call(numbers[column], _ARGUMENT_0, (_EQUAL, only_signal, False))
     code.append((_RETURN, 0, 0, _ALLOW))
     instructions = (_Instruction * len(code))(*[_Instruction(*each) for each in code])
     program = _Program(len(code), ctypes.addressof(instructions))
-    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-    linux.prctl(linux.PR_SET_SECCOMP, linux.SECCOMP_MODE_FILTER, program)
+    program.kept = instructions
+    return program
 
 
 def _if_call(
-    number: int, argument: int, tests: list[tuple[int, int, bool]]
+    number: int, argument: int, test: tuple[int, int, bool]
 ) -> list[tuple[int, int, int, int]]:
     """Refuse call ``number`` where a test of an argument gives the stated truth."""
-    code = []
-    for test, value, refuse_when in tests:
-        jumps = (0, 1) if refuse_when else (1, 0)
-        code += [
-            (_EQUAL, 0, 4, number),
-            (_LOAD, 0, 0, argument),
-            (test, *jumps, value),
-            (_RETURN, 0, 0, _EPERM),
-            (_LOAD, 0, 0, _NUMBER),
-        ]
-    return code
+    comparison, value, refuse_when = test
+    jumps = (0, 1) if refuse_when else (1, 0)
+    return [
+        (_EQUAL, 0, 4, number),
+        (_LOAD, 0, 0, argument),
+        (comparison, *jumps, value),
+        (_RETURN, 0, 0, _EPERM),
+        (_LOAD, 0, 0, _NUMBER),
+    ]

@@ -80,6 +80,12 @@ def main() -> None:
     sys.path[:] = settings["path"]
     os.environ.clear()
     os.environ.update(_ENVIRONMENT)
+    settings["rules"] = None
+    if walls != "none":
+        linux.never_gain_capabilities()
+        if landlock.version():
+            settings["rules"] = landlock.rules(settings["readable"])
+        seccomp.compiled(processes=True, only_signal=None)
     gc.freeze()
     wire.send(HOST, {"ready": os.getpid()})
     with contextlib.suppress(wire.Ended):
@@ -171,11 +177,13 @@ def _judge(settings: dict[str, Any], limits: dict[str, Any]) -> dict[str, Any]:
         verdict = _await(report, overseer)
     finally:
         os.close(report)
-        overseer.measure()
-        watch.kill_all()
+        cpu_seconds = watch.kill_all()
+    if cpu_seconds > limits["cpu_seconds"] and verdict["status"] in ("passed", "failed"):
+        # It ended between two looks of the watch; whether it does so must not decide
+        verdict = watch.too_long(cpu_seconds)
     return {
         **verdict,
-        "cpu_seconds": overseer.cpu_seconds,
+        "cpu_seconds": cpu_seconds,
         "seconds": time.monotonic() - begin,
     }
 
@@ -226,8 +234,8 @@ def _examine(settings: dict[str, Any], limits: dict[str, Any], write: int) -> No
     _limit(limits, processes=False)
     if walls != "none":
         linux.drop_capabilities()
-        if landlock.version():
-            landlock.restrict(settings["readable"])
+        if settings["rules"] is not None:
+            landlock.restrict(settings["rules"])
         seccomp.restrict(processes=False, signals=False)
     random.seed(0)
     wire.send(write, examiner.examine(ours, tests))
@@ -250,11 +258,11 @@ def _confine_candidate(settings: dict[str, Any], limits: dict[str, Any]) -> None
     if walls != "none":
         spaces = walls == "namespaces"
         linux.drop_capabilities()
-        if landlock.version():
-            landlock.restrict(
-                [*settings["readable"], *(["/proc"] if spaces else [])],
-                [mounts.SCRATCH, "/dev/null"] if spaces else ["/dev/null"],
-            )
+        if spaces and landlock.version():
+            # Its whole root is made of what it may read
+            landlock.restrict(landlock.rules(["/"], [mounts.SCRATCH, "/dev/null"]))
+        elif not spaces:
+            landlock.restrict(landlock.rules(settings["readable"], ["/dev/null"]))
         seccomp.restrict(processes=spaces, signals=spaces)
     random.seed(0)
 
@@ -271,7 +279,7 @@ def _limit(limits: dict[str, Any], *, processes: bool) -> None:
     """Limits that the kernel keeps for each process; the warden's watch keeps those of the tree."""
     bounds = {
         resource.RLIMIT_AS: limits["memory_bytes"] + (512 << 20),
-        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_CORE: 1,  # 1 and not 0: no crash handler is started either, see core(5)
         resource.RLIMIT_CPU: int(limits["cpu_seconds"]) + 2,
         resource.RLIMIT_FSIZE: limits["disk_bytes"],
         resource.RLIMIT_MEMLOCK: 0,

@@ -61,8 +61,7 @@ class Watch:
         if memory > self._limits["memory_bytes"]:
             return {"status": "memory", "reason": f"used {memory >> 20} MiB of memory"}
         if self.cpu_seconds > self._limits["cpu_seconds"]:
-            reason = f"used {self.cpu_seconds:.1f} s of processor time"
-            return {"status": "timeout", "reason": reason}
+            return too_long(self.cpu_seconds)
         elapsed = time.monotonic() - self._begin
         most = self._limits["wall_seconds"]
         if elapsed > most + min(waited, 9 * most):
@@ -70,8 +69,32 @@ class Watch:
         return None
 
 
+def too_long(cpu_seconds: float) -> dict[str, Any]:
+    """The verdict over a job that used too much processor time."""
+    return {"status": "timeout", "reason": f"used {cpu_seconds:.1f} s of processor time"}
+
+
 def descendants() -> list[int]:
     """Every process below this one, however it came there."""
+    if os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
+        level, found = [os.getpid()], []
+        while level:
+            level = [child for process in level for child in _children(process)]
+            found += level
+        return found
+    return _descendants_among_all()
+
+
+def _children(process: int) -> list[int]:
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{process}/task"):
+            found += map(int, _read(f"/proc/{process}/task/{thread}/children").split())
+    return found
+
+
+def _descendants_among_all() -> list[int]:
+    """The same where the kernel does not list children."""
     parent = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -86,24 +109,32 @@ def descendants() -> list[int]:
     return found
 
 
-def kill_all() -> None:
-    """Kill every process below this one, and return when there is none.
+def kill_all() -> float:
+    """Kill every process below this one and wait until there is none; return their CPU seconds.
 
     Orphans become our children, since this is the first process of its namespace or has declared
     itself a reaper, so none can get away.
     """
+    seconds = 0.0
     while True:
-        below = descendants()
-        for process in below:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+        if os.getpid() == 1:
+            with contextlib.suppress(ProcessLookupError):  # all in the namespace but this one
+                os.kill(-1, signal.SIGKILL)
+            wait = 0
+        else:
+            for process in descendants():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            wait = os.WNOHANG
         try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-            time.sleep(_REST)
+            while True:
+                process, _, used = os.wait4(-1, wait)
+                if process == 0:
+                    time.sleep(_REST)
+                    break
+                seconds += used.ru_utime + used.ru_stime
         except ChildProcessError:
-            if not below:
-                return
+            return seconds
 
 
 def _use(process: int) -> tuple[float, int, float] | None:
@@ -113,15 +144,11 @@ def _use(process: int) -> tuple[float, int, float] | None:
         return None
     cpu = sum(int(ticks) for ticks in fields[11:15]) / _TICK
     try:
-        with open(f"/proc/{process}/statm") as file:
-            _, resident, shared, *_ = (int(pages) for pages in file.read().split())
-        with open(f"/proc/{process}/status") as file:
-            status = file.read()
-        with open(f"/proc/{process}/schedstat") as file:
-            waited = int(file.read().split()[1]) / 1e9
-    except (OSError, ValueError):
+        _, resident, shared, *_ = (int(pages) for pages in _read(f"/proc/{process}/statm").split())
+        in_memory_files = _read(f"/proc/{process}/status").partition("RssShmem:")[2].split()
+        waited = int(_read(f"/proc/{process}/schedstat").split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
         return cpu, 0, 0.0
-    in_memory_files = status.partition("RssShmem:")[2].split(maxsplit=1)
     shm = int(in_memory_files[0]) * 1024 if in_memory_files else 0
     return cpu, (resident - shared) * _PAGE + shm, waited
 
@@ -129,7 +156,14 @@ def _use(process: int) -> tuple[float, int, float] | None:
 def _stat(process: int) -> list[str] | None:
     """Fields of /proc/PID/stat from the state on (field 3 of proc(5) is the first)."""
     try:
-        with open(f"/proc/{process}/stat") as file:
-            return file.read().rpartition(")")[2].split()
+        return _read(f"/proc/{process}/stat").rpartition(")")[2].split()
     except OSError:
         return None
+
+
+def _read(path: str) -> str:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(opened, 8192).decode(errors="replace")
+    finally:
+        os.close(opened)

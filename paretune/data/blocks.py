@@ -46,6 +46,12 @@ class Blocks:
         self.count: int = int(self._tokens.shape[0])
         self.block_length: int = int(self._tokens.shape[1])
 
+    def most_segments(self) -> int:
+        """Segments of the fullest row, padding counted as one; 0 where rows are single texts."""
+        if self._segments is None:
+            return 0
+        return max(int(self._segments[i : i + 4096].max()) for i in range(0, self.count, 4096)) + 1
+
     def batch(self, rows: np.ndarray) -> Batch:
         """The blocks with these indices, in this order, as tensors on the CPU.
 

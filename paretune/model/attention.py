@@ -1,10 +1,24 @@
-"""Attention that keeps several texts in one row apart."""
+"""Attention that keeps several texts in one row apart, and is fast at fixed shapes."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import AttentionInterface
+
+# Fastest first, as measured on Hopper; each is asked whether it can
+_KERNELS = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 
 
 def block_diagonal(segments_BS: torch.Tensor, model: Any) -> torch.Tensor:
@@ -21,3 +35,150 @@ def block_diagonal(segments_BS: torch.Tensor, model: Any) -> torch.Tensor:
         return mask
     dtype = torch.bfloat16 if segments_BS.is_cuda else torch.float32
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def segment_bounds(segments_BS: torch.Tensor, capacity: int) -> torch.Tensor:
+    """Where segments begin in the rows laid end to end, int32 [capacity + 1], the end repeated.
+
+    Args:
+        capacity: segments there is room for, padding counted; the same for all batches of a run,
+            so that shapes stay fixed.
+    """
+    starts = torch.ones_like(segments_BS, dtype=torch.bool)
+    starts[:, 1:] = segments_BS[:, 1:] != segments_BS[:, :-1]
+    found = starts.flatten().nonzero().squeeze(1)
+    bounds = torch.full((capacity + 1,), segments_BS.numel(), dtype=torch.int32)
+    bounds[: len(found)] = found.to(torch.int32)
+    return bounds
+
+
+def attend(
+    module: Any,
+    query_BHSd: torch.Tensor,
+    key_BHSd: torch.Tensor,
+    value_BHSd: torch.Tensor,
+    attention_mask: None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention over whole rows, or within the segments that ``cu_seq_lens_q`` bounds.
+
+    For transformers' AttentionInterface. No mask is made or read: segments and windows go to the
+    kernel of variable lengths, whose cost is that of the segments.
+    """
+    length = query_BHSd.shape[2]
+    grouped = query_BHSd.shape[1] != key_BHSd.shape[1]
+    windowed = sliding_window is not None and sliding_window < length
+    if cu_seq_lens_q is None and not windowed:
+        out = F.scaled_dot_product_attention(
+            query_BHSd,
+            key_BHSd,
+            value_BHSd,
+            dropout_p=dropout,
+            is_causal=True,
+            scale=scaling,
+            enable_gqa=grouped,
+        )
+        return out.transpose(1, 2).contiguous(), None
+    B = query_BHSd.shape[0]
+    if cu_seq_lens_q is None:
+        cu_seq_lens_q = length * torch.arange(B + 1, dtype=torch.int32, device=query_BHSd.device)
+    query, key, value = (
+        states.transpose(1, 2).reshape(B * length, states.shape[1], -1)
+        for states in (query_BHSd, key_BHSd, value_BHSd)
+    )
+    window = sliding_window - 1 if windowed and sliding_window is not None else -1
+    out = _variable_length(query, key, value, cu_seq_lens_q, length, scaling, window)
+    return out.view(B, length, *out.shape[1:]), None
+
+
+def _variable_length(
+    query_THd: torch.Tensor,
+    key_THd: torch.Tensor,
+    value_THd: torch.Tensor,
+    bounds: torch.Tensor,
+    longest: int,
+    scaling: float | None,
+    window: int,
+) -> torch.Tensor:
+    if query_THd.is_cuda:
+        from torch.nn.attention.varlen import varlen_attn
+
+        # Early versions of it take grouped heads without being told
+        known = inspect.signature(varlen_attn).parameters
+        grouped = {"enable_gqa": True} if "enable_gqa" in known else {}
+        out: torch.Tensor = varlen_attn(
+            query_THd,
+            key_THd,
+            value_THd,
+            bounds,
+            bounds,
+            longest,
+            longest,
+            scale=scaling,
+            window_size=(window, 0),
+            **grouped,
+        )
+        return out
+    place = torch.arange(query_THd.shape[0], device=query_THd.device)
+    segment = torch.searchsorted(bounds, place.to(bounds.dtype), right=True)
+    distance = place[:, None] - place[None, :]
+    mask = (segment[:, None] == segment[None, :]) & (distance >= 0)
+    if window >= 0:
+        mask = mask & (distance <= window)
+    heads = (states.transpose(0, 1)[None] for states in (query_THd, key_THd, value_THd))
+    grouped_heads = query_THd.shape[1] != key_THd.shape[1]
+    out = F.scaled_dot_product_attention(
+        *heads, attn_mask=mask, scale=scaling, enable_gqa=grouped_heads
+    )
+    return out[0].transpose(0, 1).contiguous()
+
+
+ROWS = "paretune_rows"
+_PROBE = "paretune_probe"
+_seen: list[bool] = []
+
+
+def _probe(*arguments: Any, **settings: Any) -> tuple[torch.Tensor, None]:
+    _seen.append(True)
+    return attend(*arguments, **settings)
+
+
+AttentionInterface.register(ROWS, attend)
+AttentionInterface.register(_PROBE, _probe)
+
+
+@contextmanager
+def attending(model: Any, name: str = ROWS) -> Iterator[None]:
+    """Let a model's attention be :func:`attend` within, on the fastest kernels there are."""
+    config = model.config.get_text_config(decoder=True)
+    before = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        with sdpa_kernel(_KERNELS, set_priority=True):
+            yield
+    finally:
+        config._attn_implementation = before
+
+
+@torch.no_grad()
+def can_attend(model: Any, device: torch.device) -> bool:
+    """Whether :func:`attend` computes this model's attention; found by trying a few tokens.
+
+    Models with caps, sinks or biases of their own, or attention that cannot be replaced, do not
+    give the same hidden states.
+    """
+    ids = torch.arange(8, device=device).view(2, 4)
+    _seen.clear()
+    expected = model.base_model(input_ids=ids, use_cache=False)[0].float()
+    try:
+        with attending(model, _PROBE):
+            got = model.base_model(input_ids=ids, use_cache=False)[0].float()
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    tolerance = 1e-4 if next(model.parameters()).dtype == torch.float32 else 3e-2
+    return bool(_seen) and bool((got - expected).norm() <= tolerance * expected.norm())

@@ -80,16 +80,41 @@ def _forward(
     terms: Sequence[Term],
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The product, and x_k A_k of each term (scaled by gamma)."""
-    y = F.linear(x, weight, bias)
     x_KND = x.reshape(count, -1, x.shape[-1])
-    y_KNO = y.view(count, -1, y.shape[-1])
-    hidden = []
-    for term in terms:
+    hidden = [
+        _scaled(torch.bmm(_dropped(x_KND[_rows(term)], term), term.A_cast), term) for term in terms
+    ]
+    factors = [(h, term.B_cast) for h, term in zip(hidden, terms, strict=True)]
+    return _plus_frozen(x, weight.T, bias, count, terms, factors), hidden
+
+
+def _plus_frozen(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    count: int,
+    terms: Sequence[Term],
+    factors: Sequence[tuple[torch.Tensor, torch.Tensor]],
+) -> torch.Tensor:
+    """x weight + bias, plus the product of each term's two factors on its rows."""
+    shape = *x.shape[:-1], weight.shape[1]
+    if not x.is_cuda:
+        y = torch.matmul(x, weight) if bias is None else F.linear(x, weight.T, bias)
+        for term, (left, right) in zip(terms, factors, strict=True):
+            y.view(count, -1, shape[-1])[_rows(term)].baddbmm_(left, right)
+        return y
+    # On a GPU the small products come first: the big one then adds them while it computes
+    y = x.new_empty(shape)
+    y_KNO = y.view(count, -1, shape[-1])
+    done = 0
+    for term, (left, right) in zip(terms, factors, strict=True):
         rows = _rows(term)
-        h_KNr = _scaled(torch.bmm(_dropped(x_KND[rows], term), term.A_cast), term)
-        y_KNO[rows].baddbmm_(h_KNr, term.B_cast)
-        hidden.append(h_KNr)
-    return y, hidden
+        y_KNO[done : rows.start].zero_()
+        torch.bmm(left, right, out=y_KNO[rows])
+        done = rows.stop
+    y_KNO[done:].zero_()
+    y.view(-1, shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), weight)
+    return y if bias is None else y.add_(bias)
 
 
 def _backward(
@@ -105,21 +130,22 @@ def _backward(
     """Gradients of x (in its type) and of each A and B (float32)."""
     g_KNO = grad.reshape(count, -1, grad.shape[-1])
     x_KND = x.reshape(count, -1, x.shape[-1])
-    grad_x = torch.matmul(grad, weight) if needs_x else None
     grads: list[torch.Tensor] = []
+    factors, dropped = [], []
     for term, h_KNr in zip(terms, hidden, strict=True):
         rows = _rows(term)
         g = g_KNO[rows]
         grad_h = _scaled(torch.bmm(g, term.B_cast.mT), term)
         grads.append(_float32_bmm(_dropped(x_KND[rows], term).mT, grad_h))
         grads.append(_float32_bmm(h_KNr.mT, g))
-        if grad_x is None:
-            continue
-        part = grad_x.view(count, -1, grad_x.shape[-1])[rows]
-        if term.dropout is None:
-            part.baddbmm_(grad_h, term.A_cast.mT)
-        else:
-            part.add_(_dropped(torch.bmm(grad_h, term.A_cast.mT), term))
+        (factors if term.dropout is None else dropped).append((term, grad_h))
+    if not needs_x:
+        return None, grads
+    plain = [(grad_h, term.A_cast.mT) for term, grad_h in factors]
+    grad_x = _plus_frozen(grad, weight, None, count, [term for term, _ in factors], plain)
+    for term, grad_h in dropped:
+        part = grad_x.view(count, -1, grad_x.shape[-1])[_rows(term)]
+        part.add_(_dropped(torch.bmm(grad_h, term.A_cast.mT), term))
     return grad_x, grads
 
 

@@ -172,6 +172,7 @@ class Trainee:
         *,
         position_ids_NS: torch.Tensor | None = None,
         segments_NS: torch.Tensor | None = None,
+        bounds: torch.Tensor | None = None,
         part: str = "logits",
         **settings: Any,
     ) -> Any:
@@ -179,10 +180,13 @@ class Trainee:
 
         Args:
             segments_NS: several texts in a row, kept apart (``attention.block_diagonal``).
+            bounds: the same, where the model's attention is ``attention.attend``.
             part: ``logits`` for the whole model, ``hidden`` for all of it but the output head.
         """
         if segments_NS is not None:
             settings["attention_mask"] = block_diagonal(segments_NS, self.model)
+        if bounds is not None:
+            settings["cu_seq_lens_q"] = bounds
         if position_ids_NS is not None:
             settings["position_ids"] = position_ids_NS
         model = self.model if part == "logits" else self.model.base_model

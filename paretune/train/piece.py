@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from paretune.data.blocks import Batch
+from paretune.model.attention import attending, can_attend, segment_bounds
 from paretune.model.compilation import Regions
 from paretune.model.trainee import Pass, Trainee
 from paretune.train.loss import arm_losses, next_tokens
@@ -28,21 +29,33 @@ class Piece:
     weight_K: torch.Tensor
     positions: torch.Tensor | None = None
     segments: torch.Tensor | None = None
+    bounds: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, batches: list[Batch], part: slice, device: torch.device) -> Piece:
-        """The same rows of each arm's batch, on the device; arms' weights are of whole batches."""
+    def of(
+        cls, batches: list[Batch], part: slice, device: torch.device, capacity: int = 0
+    ) -> Piece:
+        """The same rows of each arm's batch, on the device; arms' weights are of whole batches.
+
+        Args:
+            capacity: segments of a row there is room for, where rows are given as bounds.
+        """
         targets = [max(1, int(batch.loss_mask[:, 1:].sum())) for batch in batches]
         ids = torch.cat([b.input_ids[part] for b in batches])
         labels = next_tokens(ids, torch.cat([b.loss_mask[part] for b in batches]))
         positions = [b.position_ids[part] for b in batches if b.position_ids is not None]
         segments = [b.segments[part] for b in batches if b.segments is not None]
+        apart = torch.cat(segments) if segments else None
+        bounds = None
+        if apart is not None and capacity:
+            bounds = put(segment_bounds(apart, capacity * len(apart)), device)
         return cls(
             ids=put(ids, device),
             labels=put(labels, device),
             weight_K=put(torch.tensor(targets, dtype=torch.float32).reciprocal(), device),
             positions=put(torch.cat(positions), device) if positions else None,
-            segments=put(torch.cat(segments), device) if segments else None,
+            segments=put(apart, device) if apart is not None and bounds is None else None,
+            bounds=bounds,
         )
 
     def copy_(self, other: Piece) -> None:
@@ -91,7 +104,10 @@ class PieceRunner:
         draws = any(arm.attention_dropout for arm in trainee.arms)
         self.trainee = trainee
         backend = backend or ("inductor" if cuda and not draws else "none")
-        self.graphs = cuda and backend != "none" if graphs is None else graphs
+        with trainee.applied(None), trainee.autocast():
+            self.attends = backend != "none" and can_attend(trainee.model, trainee.device)
+        # transformers makes masks while a graph is captured, unless the attention wants none
+        self.graphs = cuda and self.attends if graphs is None else graphs
         self._head = trainee.model.get_output_embeddings() if trainee.head_is_linear else None
         self._regions = Regions(trainee.model, backend) if backend != "none" else None
         # Graphs cannot be captured on the default stream, nor autograd's nodes change streams
@@ -144,12 +160,18 @@ class PieceRunner:
     @contextmanager
     def _applied(self, group: Pass, step: int, first_vector: int) -> Iterator[None]:
         regions = self._regions.compiled() if self._regions else nullcontext()
-        with regions, self.trainee.applied(group, step=step, first_vector=first_vector):
+        attention = attending(self.trainee.model) if self.attends else nullcontext()
+        adapters = self.trainee.applied(group, step=step, first_vector=first_vector)
+        with regions, attention, adapters:
             yield
 
     def _eager(self, piece: Piece) -> torch.Tensor:
         trainee = self.trainee
-        inputs: dict[str, Any] = {"position_ids_NS": piece.positions, "segments_NS": piece.segments}
+        inputs: dict[str, Any] = {
+            "position_ids_NS": piece.positions,
+            "segments_NS": piece.segments,
+            "bounds": piece.bounds,
+        }
         if self._head is not None:
             hidden = trainee.forward(piece.ids, part="hidden", use_cache=False, **inputs)[0]
             weight, bias = self._head.weight, self._head.bias

@@ -60,6 +60,7 @@ class Trainer:
             device=trainee.device,
         )
         self.runner = PieceRunner(trainee)
+        self._capacity = blocks.most_segments() if self.runner.attends else 0
         self.divergence = self._new_divergence()
         self._log = _Log()
         trainee.rows = self._rows_on_cpu()
@@ -215,7 +216,7 @@ class Trainer:
             if number == pieces:
                 break
             part = slice(first, min(first + rows, self.batch_size))
-            piece = Piece.of(own, part, trainee.device)
+            piece = Piece.of(own, part, trainee.device, self._capacity)
             total_K += self.runner.run(group, piece, t, first * self.blocks.block_length)
             if rows < self.batch_size:
                 for flat in trainee.flats_of(group):

@@ -11,9 +11,17 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 from train_helpers import BATCH, CPU, arm, lora
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from paretune.data.blocks import Blocks
+from paretune.data.blocks import positions as positions_of
+from paretune.model.attention import attending, block_diagonal, can_attend, segment_bounds
 from paretune.model.compilation import repeated_blocks
 from paretune.model.trainee import Trainee, full_arm, lora_cohort
 from paretune.study.config import Base
@@ -70,3 +78,63 @@ def test_compiled_full_arm_equals_eager(tiny_base: Base, text_blocks: Blocks) ->
 def test_blocks_are_found_in_a_model_of_any_family(tiny_base: Base) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_base.name)
     assert repeated_blocks(model) == list(model.model.layers)
+
+
+@pytest.mark.parametrize("which", ["tiny_base", "tiny_gpt2"])
+def test_attention_of_our_own_equals_transformers_and_masks(
+    which: str, request: pytest.FixtureRequest
+) -> None:
+    base: Base = request.getfixturevalue(which)
+    model = AutoModelForCausalLM.from_pretrained(base.name).eval()
+    assert can_attend(model, CPU)
+    ids = torch.arange(48).view(4, 12)
+    segments = torch.tensor(
+        [[1] * 12, [1] * 5 + [2] * 7, [1, 2, 3] * 1 + [4] * 6 + [0] * 3, [1] * 11 + [0]]
+    )
+    positions = torch.from_numpy(positions_of(segments.numpy()))
+    mask = block_diagonal(segments, model)
+    with torch.no_grad():
+        expected = model(ids, attention_mask=mask, position_ids=positions).logits
+        with attending(model):
+            bounds = segment_bounds(segments, 4 * 6)
+            got = model(ids, cu_seq_lens_q=bounds, position_ids=positions).logits
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_sliding_windows_reach_the_kernel() -> None:
+    settings = MistralConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=5,
+    )
+    model = MistralForCausalLM(settings).eval()
+    ids = torch.arange(24).view(2, 12)
+    with torch.no_grad():
+        expected = model(ids).logits
+        with attending(model):
+            got = model(ids).logits
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_attention_with_a_cap_is_left_to_its_model() -> None:
+    settings = Gemma2Config(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        attn_logit_softcapping=1e-3,
+    )
+    settings._attn_implementation = "eager"
+    torch.manual_seed(0)
+    model = Gemma2ForCausalLM(settings).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    assert not can_attend(model, CPU)

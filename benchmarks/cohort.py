@@ -1,0 +1,354 @@
+"""Training speed and memory of cohorts on one GPU, each beside what users run today.
+
+Usage: python benchmarks/cohort.py [--rows a,b] [--tiny] [--out FILE], on a machine with a GPU;
+writes benchmarks/results/cohort.json. Models have real shapes and random weights. Each row runs the
+peer and ours in turn in this process, on the same weights, tokens and initial adapters, and fails
+if their losses differ. ``--tiny`` runs the same code at a toy shape on any device.
+"""
+
+from __future__ import annotations
+
+import sys
+
+# A script beside this one is called statistics, which hides the library's module from compilers
+sys.path.append(sys.path.pop(0))
+
+import argparse
+import json
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from cohort_models import NAMES, clear, flops_per_token, full, loading, lora, token_blocks
+from cohort_peers import Timing, peft_loop, timed, transformers_loop, wait
+from cohort_profile import profile
+from measurements import row, write
+
+from paretune.data.blocks import Blocks
+from paretune.model.trainee import Trainee, full_arm, lora_cohort
+from paretune.study.arms import ArmConfig
+from paretune.train.piece import PieceRunner
+from paretune.train.schedule import Resolved
+from paretune.train.trainer import Trainer
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CARD = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+LIMIT = 790e12
+TINY = False
+ROWS: dict[str, Callable[[], list[dict[str, Any]]]] = {}
+VARIANT: dict[str, Any] = {}
+
+
+def claim(function: Callable[[], list[dict[str, Any]]]) -> Callable[[], list[dict[str, Any]]]:
+    """Register a function that measures one row or a few."""
+    ROWS[function.__name__] = function
+    return function
+
+
+def shape(name: str) -> str:
+    """The shape, or the toy one in a dry run."""
+    return "tiny" if TINY else name
+
+
+def trainer_of(arms: Sequence[ArmConfig], name: str, blocks: Blocks, batch: int) -> Trainer:
+    """A trainer whose batches go through the device whole."""
+    with loading(name, DEVICE) as base:
+        trainee: Trainee = (
+            full_arm(base, arms[0], DEVICE)
+            if arms[0].method == "full"
+            else lora_cohort(base, arms, DEVICE, arms_per_pass=len(arms))
+        )
+    trainer = Trainer(trainee, blocks, batch)
+    trainee.rows = batch
+    if VARIANT:
+        trainer.runner = PieceRunner(trainee, **VARIANT)
+    return trainer
+
+
+def ours(trainer: Trainer, *, warm: int = 4, steps: int = 8) -> Timing:
+    """Time whole steps of all arms; the losses are the first arm's."""
+    arms = trainer.trainee.arms
+    always = [Resolved("constant", 0, 10**6, 10**6, 0.0) for _ in arms]
+    started = time.perf_counter()
+    trainer.step(0, always)
+    wait(DEVICE)
+    print(f"  first step {time.perf_counter() - started:.1f} s", flush=True)
+
+    def step(t: int) -> torch.Tensor:
+        trainer.step(t + 1, always)
+        return trainer._log.loss_K[-1]
+
+    done = timed(lambda t: step(t)[0], DEVICE, warm - 1, steps)
+    done.losses = [float(loss[0]) for loss in trainer._log.loss_K]
+    return done
+
+
+def agree(a: Timing, b: Timing, tolerance: float) -> float:
+    """Largest relative difference of two runs' losses.
+
+    Raises:
+        AssertionError: it is above ``tolerance``.
+    """
+    pairs = zip(a.losses, b.losses, strict=False)
+    worst = max(abs(x - y) / abs(y) for x, y in pairs)
+    assert worst <= tolerance, f"losses differ by {worst:.2g}: {a.losses} and {b.losses}"
+    return worst
+
+
+def report(
+    title: str,
+    name: str,
+    work: str,
+    mine: Timing,
+    tokens: int,
+    *,
+    goal: float | None,
+    peer: Timing | None,
+    peer_tokens: int = 0,
+    peer_name: str | None = None,
+    length: int,
+    is_full: bool = False,
+    memory_goal: float | None = None,
+    where: str = "",
+) -> list[dict[str, Any]]:
+    """A row of tokens a second with its share of the limit, and one of memory."""
+    rate = tokens / mine.seconds
+    share = rate * flops_per_token(name, length, full=is_full) / LIMIT
+    wanted = "stated, not fixed" if goal is None else f"at least {goal:g} times the peer"
+    peer_rate = peer_tokens / peer.seconds if peer else None
+    rows = [
+        row(
+            title,
+            f"{NAMES[name]}, {work}",
+            "tokens/s in all",
+            our_value=rate,
+            peer=peer_name,
+            peer_value=peer_rate,
+            ratio=rate / peer_rate if peer_rate else None,
+            goal=f"{wanted}; {share:.0%} of the limit ({6 if is_full else 4} N FLOPs a token)",
+            device=CARD,
+        )
+    ]
+    rows[0]["share_of_limit"] = share
+    rows[0]["where"] = where
+    gib = mine.memory / 2**30
+    peer_gib = peer.memory / 2**30 if peer else None
+    rows.append(
+        row(
+            f"{title}: memory",
+            f"{NAMES[name]}, {work}",
+            "GiB at the peak",
+            our_value=gib,
+            peer=peer_name,
+            peer_value=peer_gib,
+            ratio=peer_gib / gib if peer_gib and gib else None,
+            goal=f"at most {memory_goal:g} of the peer's" if memory_goal else "stated, not fixed",
+            device=CARD,
+        )
+    )
+    ratio = f"{rows[0]['ratio']:.2f}x" if peer_rate else ""
+    print(
+        f"  {rate:,.0f} tok/s, peer {peer_rate or 0:,.0f}, {ratio} {share:.0%} of limit; "
+        f"{gib:.1f} GiB, peer {peer_gib or 0:.1f}; {where}",
+        flush=True,
+    )
+    return rows
+
+
+def cohort_row(
+    title: str,
+    name: str,
+    ranks: Sequence[int],
+    batch: int,
+    length: int,
+    goal: float,
+    *,
+    memory_goal: float | None = None,
+    peer_steps: int = 6,
+) -> list[dict[str, Any]]:
+    """LoRA arms in one cohort, beside PEFT with one arm (its rate does not depend on how many)."""
+    name = shape(name)
+    batch, length = (2, 32) if TINY else (batch, length)
+    with tempfile.TemporaryDirectory() as folder:
+        blocks = token_blocks(Path(folder), name, 64 * batch, length)
+        arms = [lora(rank, 1e-4 * (1 + i / 100)) for i, rank in enumerate(ranks)]
+        trainer = trainer_of(arms, name, blocks, batch)
+        start = {k: v.clone() for k, v in trainer.trainee.flats[0].tensors(0).items()}
+        first = trainer.trainee.arms[0]
+        clear(DEVICE)
+        mine = ours(trainer)
+        where = profile(trainer) if DEVICE.type == "cuda" else ""
+        del trainer
+        peers = []
+        for autocast in (False, True):
+            clear(DEVICE)
+            peers.append(
+                peft_loop(
+                    name,
+                    first.rank or 1,
+                    start,
+                    blocks,
+                    batch,
+                    DEVICE,
+                    rate=first.learning_rate,
+                    autocast=autocast,
+                    warm=3,
+                    steps=peer_steps,
+                )
+            )
+            print(f"  PEFT autocast={autocast}: {batch * length / peers[-1].seconds:,.0f} tok/s")
+        clear(DEVICE)
+        peer = min(peers, key=lambda p: p.seconds)
+        print(f"  losses differ by {agree(mine, peer, 1e-2):.1e}")
+        return report(
+            title,
+            name,
+            f"rank {ranks[0]}, {len(ranks)} x {batch} x {length}",
+            mine,
+            len(ranks) * batch * length,
+            goal=goal,
+            peer=peer,
+            peer_tokens=batch * length,
+            peer_name="PEFT, one arm after another" if len(ranks) > 1 else "PEFT",
+            length=length,
+            memory_goal=memory_goal,
+            where=where,
+        )
+
+
+@claim
+def lora_7b() -> list[dict[str, Any]]:
+    """One arm on long rows."""
+    return cohort_row("LoRA, one arm", "7b", [16], 1, 4096, 2.0, memory_goal=0.65)
+
+
+@claim
+def lora_3b() -> list[dict[str, Any]]:
+    """Sixteen arms on short rows."""
+    return cohort_row("LoRA, 16 arms", "3b", [32] * 16, 4, 256, 8)
+
+
+@claim
+def lora_1b() -> list[dict[str, Any]]:
+    """Twelve arms, one row each."""
+    return cohort_row("LoRA, 12 arms", "1b", [16] * 12, 1, 512, 15)
+
+
+@claim
+def lora_01b() -> list[dict[str, Any]]:
+    """Twelve arms of a small base."""
+    return cohort_row("LoRA, 12 arms", "0.1b", [16] * 12, 8, 512, 12)
+
+
+@claim
+def mixed_ranks() -> list[dict[str, Any]]:
+    """Ranks 4 to 256 in one cohort beside twelve arms of their mean rank."""
+    name = shape("3b")
+    batch, length = (2, 32) if TINY else (4, 256)
+    ranks = (2, 4, 8, 16) if TINY else (4, 16, 64, 256)
+    mean = sum(ranks) // len(ranks)
+    rates = [1e-4, 2e-4, 3e-4]
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        blocks = token_blocks(Path(folder), name, 64 * batch, length)
+        for arms in ([(r, x) for r in ranks for x in rates], [(mean, i) for i in range(1, 13)]):
+            chosen = [lora(rank, x if x < 1 else 1e-4 * (1 + x / 100)) for rank, x in arms]
+            trainer = trainer_of(chosen, name, blocks, batch)
+            clear(DEVICE)
+            found.append(ours(trainer))
+            del trainer
+            clear(DEVICE)
+    mixed, uniform = found
+    tokens = 12 * batch * length
+    print(f"  {tokens / mixed.seconds:,.0f} tok/s mixed, {tokens / uniform.seconds:,.0f} uniform")
+    return [
+        row(
+            "ranks 4, 16, 64, 256 x 3 rates in one cohort",
+            f"{NAMES[name]}, 12 x {batch} x {length}",
+            "tokens/s in all",
+            our_value=tokens / mixed.seconds,
+            peer=f"twelve arms of the mean rank, {mean}",
+            peer_value=tokens / uniform.seconds,
+            ratio=uniform.seconds / mixed.seconds,
+            goal="at least 0.85 (at most 15% slower)",
+            device=CARD,
+        )
+    ]
+
+
+def full_row(title: str, name: str, goal: float | None, *, peer: bool) -> list[dict[str, Any]]:
+    """One full arm, beside transformers under autocast."""
+    name = shape(name)
+    batch, length = (2, 32) if TINY else (1, 4096)
+    with tempfile.TemporaryDirectory() as folder:
+        blocks = token_blocks(Path(folder), name, 64 * batch, length)
+        trainer = trainer_of([full()], name, blocks, batch)
+        clear(DEVICE)
+        mine = ours(trainer)
+        where = profile(trainer) if DEVICE.type == "cuda" else ""
+        del trainer
+        clear(DEVICE)
+        theirs = None
+        if peer:
+            theirs = transformers_loop(name, blocks, batch, DEVICE, rate=1e-5, warm=3, steps=6)
+            print(f"  losses differ by {agree(mine, theirs, 1e-2):.1e}")
+        clear(DEVICE)
+        return report(
+            title,
+            name,
+            f"float32 masters, {batch} x {length}",
+            mine,
+            batch * length,
+            goal=goal,
+            peer=theirs,
+            peer_tokens=batch * length,
+            peer_name="transformers, autocast, fused AdamW" if peer else None,
+            length=length,
+            is_full=True,
+            where=where,
+        )
+
+
+@claim
+def full_3b() -> list[dict[str, Any]]:
+    """Full finetuning where the peer fits."""
+    return full_row("full finetuning", "3b", 1.4, peer=True)
+
+
+@claim
+def full_7b() -> list[dict[str, Any]]:
+    """Full finetuning where a plain loop does not fit."""
+    return full_row("full finetuning", "7b", None, peer=False)
+
+
+def main() -> None:
+    """Measure the chosen rows; one that fails is reported and the rest go on."""
+    global TINY
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", default=",".join(ROWS))
+    parser.add_argument("--tiny", action="store_true", help="a toy shape, to try the script")
+    parser.add_argument("--out", type=Path, help="write the rows here instead")
+    options = parser.parse_args()
+    TINY = options.tiny
+    rows: list[dict[str, Any]] = []
+    for name in options.rows.split(","):
+        print(f"{name}:", flush=True)
+        started = time.perf_counter()
+        try:
+            rows += ROWS[name]()
+        except Exception:
+            traceback.print_exc()
+        clear(DEVICE)
+        print(f"  {time.perf_counter() - started:.0f} s", flush=True)
+        if options.out:
+            options.out.write_text(json.dumps(rows, indent=2))
+    if not options.out:
+        write("cohort", rows)
+
+
+if __name__ == "__main__":
+    main()

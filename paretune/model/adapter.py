@@ -50,6 +50,7 @@ class Bank:
         self.layers = dict(layers)
         self.first_arm = first_arm
         self.gamma_K11 = torch.tensor([a.gamma for a in arms], device=device)[:, None, None]
+        self._gamma = arms[0].gamma if len({a.gamma for a in arms}) == 1 else 0.0
         self.drops = any(a.lora_dropout for a in arms)
         self._rate_K = torch.tensor([a.lora_dropout or 0.0 for a in arms], device=device)
         self._keys_LK = torch.zeros(len(layers), len(arms), dtype=torch.int32, device=device)
@@ -84,6 +85,7 @@ class Bank:
             A_cast=compute[f"{name}.A"],
             B_cast=compute[f"{name}.B"],
             gamma_K11=self.gamma_K11,
+            gamma=self._gamma,
             first_arm=self.first_arm,
             dropout=dropout,
         )

@@ -106,8 +106,9 @@ def _variable_length(
     window: int,
 ) -> torch.Tensor:
     if query_THd.is_cuda:
-        from torch.nn.attention.varlen import varlen_attn
+        from torch.nn.attention import varlen
 
+        varlen_attn: Any = varlen.varlen_attn
         # Early versions of it take grouped heads without being told
         known = inspect.signature(varlen_attn).parameters
         grouped = {"enable_gqa": True} if "enable_gqa" in known else {}
@@ -130,10 +131,13 @@ def _variable_length(
     mask = (segment[:, None] == segment[None, :]) & (distance >= 0)
     if window >= 0:
         mask = mask & (distance <= window)
-    heads = (states.transpose(0, 1)[None] for states in (query_THd, key_THd, value_THd))
-    grouped_heads = query_THd.shape[1] != key_THd.shape[1]
     out = F.scaled_dot_product_attention(
-        *heads, attn_mask=mask, scale=scaling, enable_gqa=grouped_heads
+        query_THd.transpose(0, 1)[None],
+        key_THd.transpose(0, 1)[None],
+        value_THd.transpose(0, 1)[None],
+        attn_mask=mask,
+        scale=scaling,
+        enable_gqa=query_THd.shape[1] != key_THd.shape[1],
     )
     return out[0].transpose(0, 1).contiguous()
 

@@ -37,6 +37,7 @@ class Term(NamedTuple):
         A, B: trained factors [k, d_in, r] and [k, r, d_out], float32.
         A_cast, B_cast: the same in the type of the product.
         gamma_K11: scaling of each arm, float32.
+        gamma: the same as one number where all arms share it, which spares a kernel; else 0.
         first_arm: place of the bank's first arm in the pass.
         dropout: masks on x, or None.
     """
@@ -46,6 +47,7 @@ class Term(NamedTuple):
     A_cast: torch.Tensor
     B_cast: torch.Tensor
     gamma_K11: torch.Tensor
+    gamma: float
     first_arm: int
     dropout: Dropout | None = None
 
@@ -81,9 +83,7 @@ def _forward(
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The product, and x_k A_k of each term (scaled by gamma)."""
     x_KND = x.reshape(count, -1, x.shape[-1])
-    hidden = [
-        _scaled(torch.bmm(_dropped(x_KND[_rows(term)], term), term.A_cast), term) for term in terms
-    ]
+    hidden = [_scaled_bmm(_dropped(x_KND[_rows(term)], term), term.A_cast, term) for term in terms]
     factors = [(h, term.B_cast) for h, term in zip(hidden, terms, strict=True)]
     return _plus_frozen(x, weight.T, bias, count, terms, factors), hidden
 
@@ -131,11 +131,12 @@ def _backward(
     g_KNO = grad.reshape(count, -1, grad.shape[-1])
     x_KND = x.reshape(count, -1, x.shape[-1])
     grads: list[torch.Tensor] = []
-    factors, dropped = [], []
+    factors: list[tuple[Term, torch.Tensor]] = []
+    dropped: list[tuple[Term, torch.Tensor]] = []
     for term, h_KNr in zip(terms, hidden, strict=True):
         rows = _rows(term)
         g = g_KNO[rows]
-        grad_h = _scaled(torch.bmm(g, term.B_cast.mT), term)
+        grad_h = _scaled_bmm(g, term.B_cast.mT, term)
         grads.append(_float32_bmm(_dropped(x_KND[rows], term).mT, grad_h))
         grads.append(_float32_bmm(h_KNr.mT, g))
         (factors if term.dropout is None else dropped).append((term, grad_h))
@@ -153,8 +154,12 @@ def _rows(term: Term) -> slice:
     return slice(term.first_arm, term.first_arm + term.gamma_K11.shape[0])
 
 
-def _scaled(product: torch.Tensor, term: Term) -> torch.Tensor:
-    return (product * term.gamma_K11).to(product.dtype)
+def _scaled_bmm(a: torch.Tensor, b: torch.Tensor, term: Term) -> torch.Tensor:
+    if not term.gamma:
+        product = torch.bmm(a, b)
+        return (product * term.gamma_K11).to(product.dtype)
+    out = a.new_empty(a.shape[0], a.shape[1], b.shape[2])
+    return out.baddbmm_(a, b, beta=0, alpha=term.gamma)
 
 
 def _dropped(x_KND: torch.Tensor, term: Term) -> torch.Tensor:
@@ -222,10 +227,11 @@ def _compiled(
     for term in terms:
         if term.dropout is not None:
             dropouts += list(term.dropout)
+    numbers = [term.gamma for term in terms]
     firsts = [term.first_arm for term in terms]
     drops = [term.dropout is not None for term in terms]
     y, _ = torch.ops.paretune.adapted_product(
-        x, weight, bias, trained, casts, gammas, dropouts, firsts, drops, count
+        x, weight, bias, trained, casts, gammas, dropouts, numbers, firsts, drops, count
     )
     return y  # type: ignore[no-any-return]
 
@@ -234,6 +240,7 @@ def _terms(
     casts: Sequence[torch.Tensor],
     gammas: Sequence[torch.Tensor],
     dropouts: Sequence[torch.Tensor],
+    numbers: Sequence[float],
     firsts: Sequence[int],
     drops: Sequence[bool],
 ) -> list[Term]:
@@ -244,7 +251,7 @@ def _terms(
         dropout = None
         if drops[i]:
             dropout, left = Dropout(*left[:3]), left[3:]
-        terms.append(Term(A, B, A, B, gamma, firsts[i], dropout))
+        terms.append(Term(A, B, A, B, gamma, numbers[i], firsts[i], dropout))
     return terms
 
 
@@ -253,7 +260,10 @@ def _hidden_sizes(x: torch.Tensor, casts: Sequence[torch.Tensor], count: int) ->
     return [A.shape[0] * vectors * A.shape[2] for A in casts[::2]]
 
 
-_LISTS = "Tensor[] casts, Tensor[] gammas, Tensor[] dropouts, int[] firsts, bool[] drops, int count"
+_LISTS = (
+    "Tensor[] casts, Tensor[] gammas, Tensor[] dropouts, "
+    "float[] numbers, int[] firsts, bool[] drops, int count"
+)
 _OPERATORS: Any = torch.library.Library("paretune", "DEF")  # type: ignore[no-untyped-call]
 _OPERATORS.define(
     f"adapted_product(Tensor x, Tensor weight, Tensor? bias, Tensor[] trained, {_LISTS})"
@@ -274,11 +284,12 @@ def _product_operator(
     casts: list[torch.Tensor],
     gammas: list[torch.Tensor],
     dropouts: list[torch.Tensor],
+    numbers: list[float],
     firsts: list[int],
     drops: list[bool],
     count: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    terms = _terms(casts, gammas, dropouts, firsts, drops)
+    terms = _terms(casts, gammas, dropouts, numbers, firsts, drops)
     y, hidden = _forward(x, weight, bias, count, terms)
     return y, torch.cat([h.flatten() for h in hidden]) if len(hidden) > 1 else hidden[0].flatten()
 
@@ -300,11 +311,12 @@ def _backward_operator(
     casts: list[torch.Tensor],
     gammas: list[torch.Tensor],
     dropouts: list[torch.Tensor],
+    numbers: list[float],
     firsts: list[int],
     drops: list[bool],
     count: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    terms = _terms(casts, gammas, dropouts, firsts, drops)
+    terms = _terms(casts, gammas, dropouts, numbers, firsts, drops)
     sizes = _hidden_sizes(x, casts, count)
     shaped = [
         h.view(term.A.shape[0], -1, term.A.shape[2])
@@ -330,7 +342,7 @@ def _backward_fake(
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
     x, weight, _, _, *lists = inputs
-    casts, gammas, dropouts, ctx.firsts, ctx.drops, ctx.count = lists
+    casts, gammas, dropouts, ctx.numbers, ctx.firsts, ctx.drops, ctx.count = lists
     ctx.sizes = len(casts), len(gammas)
     ctx.needs_x = ctx.needs_input_grad[0]
     ctx.save_for_backward(x, weight, output[1], *casts, *gammas, *dropouts)
@@ -350,6 +362,7 @@ def _differentiate(ctx: Any, grad: torch.Tensor, _: Any) -> tuple[Any, ...]:
         casts,
         gammas,
         dropouts,
+        ctx.numbers,
         ctx.firsts,
         ctx.drops,
         ctx.count,
@@ -357,7 +370,7 @@ def _differentiate(ctx: Any, grad: torch.Tensor, _: Any) -> tuple[Any, ...]:
     pieces = flat.split([factor.numel() for factor in casts])
     grads = [piece.view(factor.shape) for piece, factor in zip(pieces, casts, strict=True)]
     nothing: list[list[None]] = [[None] * len(each) for each in (casts, gammas, dropouts)]
-    return (grad_x if ctx.needs_x else None, None, None, grads, *nothing, None, None, None)
+    return (grad_x if ctx.needs_x else None, None, None, grads, *nothing, None, None, None, None)
 
 
 torch.library.register_fake("paretune::adapted_product", _product_fake, lib=_OPERATORS)

@@ -9,8 +9,10 @@ import torch.nn.functional as F
 
 from paretune.model.compilation import fused
 
-# Bytes of one float32 [tokens, V] slice: on a CPU it stays in the cache, on a GPU it fills the chip
+# Bytes of one float32 [tokens, V] slice: on a CPU it stays in the cache, on a GPU it fills it.
+# Where the head is trained, every slice adds to a gradient as large as the head: fewer are cheaper
 _SLICE_BYTES = {"cpu": 4 * 2**20, "cuda": 512 * 2**20}
+_SLICE_BYTES_TRAINED = {"cpu": 4 * 2**20, "cuda": 4 * 2**30}
 IGNORED = -100
 
 
@@ -73,11 +75,12 @@ class _ArmLosses(torch.autograd.Function):
         weight_T = weight_K.repeat_interleave(total // count, output_size=total)
         wants_x, wants_head, wants_bias = ctx.needs_input_grad[:3]
         grad_TD = torch.empty_like(hidden_TD) if wants_x else None
-        grad_VD = torch.zeros_like(head_VD, dtype=torch.float32) if wants_head else None
+        grad_VD: torch.Tensor | None = None
         grad_V = torch.zeros_like(bias_V, dtype=torch.float32) if bias_V is not None else None
         losses_T = torch.empty(total, dtype=torch.float32, device=device)
         both = fused(_loss_and_gradient) if device.type == "cuda" else _step_by_step
-        size = max(1, _SLICE_BYTES[device.type] // (4 * head.shape[0]))
+        limit = (_SLICE_BYTES_TRAINED if wants_head else _SLICE_BYTES)[device.type]
+        size = max(1, limit // (4 * head.shape[0]))
         size = -(-total // -(-total // size))
         for first in range(0, total, size):
             part = slice(first, min(first + size, total))
@@ -85,8 +88,9 @@ class _ArmLosses(torch.autograd.Function):
             losses_T[part], grad = both(logits, labels_T[part], weight_T[part])
             if grad_TD is not None:
                 torch.matmul(grad, head, out=grad_TD[part])
-            if grad_VD is not None:
-                grad_VD += grad.T @ hidden_TD[part]
+            if wants_head:
+                own_VD = (grad.T @ hidden_TD[part]).float()
+                grad_VD = own_VD if grad_VD is None else grad_VD.add_(own_VD)
             if grad_V is not None and wants_bias:
                 grad_V += grad.sum(0, dtype=torch.float32)
         ctx.save_for_backward(grad_TD, grad_VD, grad_V if wants_bias else None)

@@ -31,7 +31,7 @@ from paretune.train.trainer import Trainer
 
 MIXED = [
     lora(2, 1e-3),
-    lora(2, 1e-2),
+    lora(2, 1e-2, alpha=3),
     lora(8, 3e-3, targets="attention"),
     lora(4, 5e-3, lora_dropout=0.3),
 ]

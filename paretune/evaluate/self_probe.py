@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from paretune.data.windows import Window
 from paretune.errors import UserError
-from paretune.evaluate.batches import ROW_TOKENS, batches, position_slices, right_padded
+from paretune.evaluate.batches import ROW_TOKENS
+from paretune.evaluate.drift import Reference
 from paretune.evaluate.items import ArmModel, Items, outcomes
 from paretune.files import read_jsonl, write_text
 from paretune.study.config import SelfProbe
@@ -75,8 +76,9 @@ class Probe:
 
     def __init__(self, windows: Sequence[Window], *, row_tokens: int = ROW_TOKENS) -> None:
         self.windows = list(windows)
-        self._row_tokens = row_tokens
-        self._base_NSV: torch.Tensor | None = None
+        self._reference = Reference(
+            [window.tokens for window in windows], [1] * len(windows), row_tokens=row_tokens
+        )
 
     @classmethod
     def of(
@@ -125,77 +127,22 @@ class Probe:
         probe.attach(base)
         return probe
 
-    @torch.no_grad()
     def attach(self, base: ArmModel) -> None:
-        """Keep the base's log-probabilities [N, S, V], float32, in host memory.
+        """Keep the base's log-probabilities in host memory."""
+        self._reference.attach(base)
 
-        They are computed in the batches that arms are scored in, so that on a CPU in float32 the
-        base's divergence from itself is exactly 0.
-        """
-        _one(base)
-        for batch in self._batches(base):
-            logits_BSV = self._logits(base, batch)[0]
-            _, S, V = logits_BSV.shape
-            if self._base_NSV is None:
-                self._base_NSV = torch.empty(len(self.windows), S, V)
-            for row, index in enumerate(batch):
-                for part in position_slices(S, V, base.device):
-                    self._base_NSV[index, part] = log_probabilities(logits_BSV[row, part]).cpu()
-
-    @torch.no_grad()
     def score(self, arms: ArmModel) -> list[tuple[Items, Items]]:
         """For each arm its divergence from the base, and its bits per byte, on the samples.
 
-        The divergence is KL(base || arm) over the whole vocabulary at every token,
-        sum_v p_base(v) (log p_base(v) - log p_arm(v)): nats summed over an item's tokens, weight
-        the tokens. Bits are those of the sampled tokens, end-of-text tokens included; weight the
-        UTF-8 bytes of the decoded text.
+        The divergence is KL(base || arm) over the whole vocabulary at every token: nats summed over
+        an item's tokens, weight the tokens. Bits are those of the sampled tokens, end-of-text
+        tokens included; weight the UTF-8 bytes of the decoded text.
         """
-        kl = np.zeros((arms.count, len(self.windows)))
-        nats = np.zeros((arms.count, len(self.windows)))
-        for batch in self._batches(arms):
-            logits_KBSV = self._logits(arms, batch)
-            for row, index in enumerate(batch):
-                kl[:, index], nats[:, index] = self._row(logits_KBSV[:, row], index)
-        tokens = np.array([len(window.tokens) - 1 for window in self.windows], dtype=np.float64)
+        drift = self._reference.score(arms)
         n_bytes = np.array([window.n_bytes for window in self.windows], dtype=np.float64)
-        kl_items = outcomes("self_probe/kl", self.windows, kl, tokens)
-        bits = outcomes("self_probe/bits_per_byte", self.windows, nats / math.log(2), n_bytes)
-        return list(zip(kl_items, bits, strict=True))
-
-    def _row(
-        self, logits_KSV: torch.Tensor, index: int
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Divergence and negative log-likelihood of one sample, in nats: [K] and [K]."""
-        if self._base_NSV is None:
-            raise ValueError("attach the base before arms are scored")
-        K, S, V = logits_KSV.shape
-        targets_S = torch.from_numpy(self.windows[index].tokens[1:]).to(logits_KSV.device)
-        kl_KS = torch.empty(K, S, device=logits_KSV.device)
-        nats_KS = torch.empty(K, S, device=logits_KSV.device)
-        for part in position_slices(S, V, logits_KSV.device):
-            base_sV = self._base_NSV[index, part].to(logits_KSV.device)
-            p_base_sV = base_sV.exp()
-            impossible_sV = p_base_sV == 0
-            for arm in range(K):
-                log_p_sV = log_probabilities(logits_KSV[arm, part])
-                nats_KS[arm, part] = -log_p_sV.gather(1, targets_S[part, None])[:, 0]
-                term_sV = (base_sV - log_p_sV).mul_(p_base_sV)
-                # A token the base never writes adds nothing, whatever its log-probability is
-                kl_KS[arm, part] = term_sV.masked_fill_(impossible_sV, 0.0).sum(-1)
-        return kl_KS.double().sum(-1).cpu().numpy(), nats_KS.double().sum(-1).cpu().numpy()
-
-    def _batches(self, arms: ArmModel) -> list[list[int]]:
-        return list(batches([len(w.tokens) - 1 for w in self.windows], arms, self._row_tokens))
-
-    def _logits(self, arms: ArmModel, batch: list[int]) -> torch.Tensor:
-        tokens = right_padded([self.windows[index].tokens for index in batch])
-        return arms.logits(tokens[:, :-1].to(arms.device))
-
-
-def log_probabilities(logits_PV: torch.Tensor) -> torch.Tensor:
-    """Log-softmax in float32."""
-    return torch.log_softmax(logits_PV.float(), -1)
+        kl = outcomes("self_probe/kl", self.windows, drift.forward, self._reference.scored)
+        bits = outcomes("self_probe/bits_per_byte", self.windows, drift.nats / math.log(2), n_bytes)
+        return list(zip(kl, bits, strict=True))
 
 
 def _row(index: int, tokens: NDArray[np.int64], tokenizer: Any, seed: int) -> dict[str, Any]:

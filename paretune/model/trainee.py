@@ -14,6 +14,7 @@ from paretune.model.adapter import AdaptedLinear, Bank
 from paretune.model.attention import block_diagonal
 from paretune.model.dropout import key
 from paretune.model.flat import Flat
+from paretune.model.head import float32_head
 from paretune.model.layers import linear_layers, select, weight_of
 from paretune.model.load import load_model
 from paretune.model.packed import PackedModel
@@ -232,13 +233,13 @@ class ArmView:
         attention_mask_BS: torch.Tensor | None = None,
         position_ids_BS: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Logits [K, B, S, V] of the same rows for every arm."""
+        """Logits [K, B, S, V], in float32, of the same rows for every arm."""
         settings: dict[str, Any] = {"use_cache": False}
         if attention_mask_BS is not None:
             settings["attention_mask"] = attention_mask_BS.repeat(self.count, 1)
         if position_ids_BS is not None:
             settings["position_ids"] = position_ids_BS.repeat(self.count, 1)
-        with self._trainee.applied(self._group):
+        with self._trainee.applied(self._group), float32_head(self._trainee.model):
             out = self._trainee.forward(input_ids_BS.repeat(self.count, 1), **settings).logits
         logits: torch.Tensor = out.view(self.count, input_ids_BS.shape[0], *out.shape[1:])
         return logits

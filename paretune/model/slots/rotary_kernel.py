@@ -38,7 +38,7 @@ def _rotate(
     sin1 = tl.load(SIN + angle, mask=i < HALF, other=0.0).to(tl.float32)[None, :]
     cos2 = tl.load(COS + angle + HALF, mask=i < HALF, other=0.0).to(tl.float32)[None, :]
     sin2 = tl.load(SIN + angle + HALF, mask=i < HALF, other=0.0).to(tl.float32)[None, :]
-    out = OUT + ((row * HEADS + head[:, None]) * places + place) * 2 * HALF + i[None, :]
+    out = OUT + (token * HEADS + head[:, None]) * 2 * HALF + i[None, :]
     tl.store(out, (first * cos1 - second * sin1).to(OUT.dtype.element_ty), mask=kept)
     tl.store(out + HALF, (second * cos2 + first * sin2).to(OUT.dtype.element_ty), mask=kept)
 
@@ -46,13 +46,16 @@ def _rotate(
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """x cos + rotate_half(x) sin, computed in float32 and returned in the type of x.
 
+    The result lies token by token in memory, as attention's result then does too: no copy is needed
+    before the next product.
+
     Args:
         x: [B, heads, S, D].
         cos, sin: [B or 1, S, D].
     """
     x = x if x.stride(-1) == 1 else x.contiguous()
     rows, heads, places, width = x.shape
-    out = torch.empty(rows, heads, places, width, dtype=x.dtype, device=x.device)
+    out = torch.empty(rows, places, heads, width, dtype=x.dtype, device=x.device).transpose(1, 2)
     block = min(16, triton.next_power_of_2(heads))
     _rotate[(rows * places, triton.cdiv(heads, block))](
         x,

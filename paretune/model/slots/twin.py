@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from transformers.pytorch_utils import Conv1D
 
 from paretune.model.adapter import AdaptedLinear, Bank
+from paretune.model.head import float32_logits
 from paretune.model.layers import weight_of
 
 # Up to this rank the updates of layers that share an input are one block-diagonal product; above
@@ -68,30 +69,44 @@ class Product:
     def part(self, x: torch.Tensor, index: int) -> torch.Tensor:
         """[..., d_in] -> the columns of one layer [..., d_out]."""
         if x is not self._input:
-            self._input = x
-            self._parts = torch.split(self._compute(x), self.sizes, dim=-1)
+            x_ND = x.reshape(-1, x.shape[-1]).to(self.weight.dtype)
+            arm = self.rows.arm
+            parts = self._of_all(x_ND) if arm is None else self._of_one(x_ND, arm)
+            self._input, self._parts = x, tuple(y.view(*x.shape[:-1], y.shape[-1]) for y in parts)
         result = self._parts[index]
         if index == len(self.sizes) - 1:
             self._input, self._parts = None, ()
         return result
 
-    def _compute(self, x: torch.Tensor) -> torch.Tensor:
-        x_ND = x.reshape(-1, x.shape[-1]).to(self.weight.dtype)
+    def _of_all(self, x_ND: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """All arms' rows, few of each: one product, of which the parts are columns."""
         width = sum(self.sizes)
-        if self.rows.arm is None:
-            whole_NW = F.linear(x_ND, self.weight)
-            y_NO = whole_NW[:, :width]
-            for update in self.updates:
-                self._add_all(update, x_ND, whole_NW)
-        else:
-            y_NO = F.linear(x_ND, self.weight[:width])
-            for update in self.updates:
-                if self.rows.arm in update.arms:
-                    own = self.rows.arm - update.arms.start
-                    y_NO[:, update.columns].addmm_(x_ND @ update.A[own].T, update.B[own])
+        whole_NW = F.linear(x_ND, self.weight)
+        for update in self.updates:
+            self._add_all(update, x_ND, whole_NW)
+        y_NO = whole_NW[:, :width]
         if self.bias is not None:
             y_NO += self.bias
-        return y_NO.view(*x.shape[:-1], width)
+        return torch.split(y_NO, self.sizes, dim=-1)
+
+    def _of_one(self, x_ND: torch.Tensor, arm: int) -> list[torch.Tensor]:
+        """Many rows of one arm: a product for each part, so that what follows reads whole rows."""
+        updates = [
+            (update, x_ND @ update.A[arm - update.arms.start].T)
+            for update in self.updates
+            if arm in update.arms
+        ]
+        parts = []
+        for end, size in zip(itertools.accumulate(self.sizes), self.sizes, strict=True):
+            own = slice(end - size, end)
+            y_NO = F.linear(x_ND, self.weight[own], None if self.bias is None else self.bias[own])
+            for update, h_Nr in updates:
+                columns = range(*update.columns.indices(sum(self.sizes)))
+                if own.start in columns:
+                    shifted = slice(own.start - columns.start, own.stop - columns.start)
+                    y_NO.addmm_(h_Nr, update.B[arm - update.arms.start][:, shifted])
+            parts.append(y_NO)
+        return parts
 
     def _add_all(self, update: Update, x_ND: torch.Tensor, whole_NW: torch.Tensor) -> None:
         """Add (x_k A_k) B_k to the rows of each arm k, in place."""
@@ -144,14 +159,7 @@ class Head(torch.nn.Module):
             hidden_RD = hidden_RSD[
                 torch.arange(len(hidden_RSD), device=self.last_R.device), self.last_R
             ]
-        hidden_RD = hidden_RD.to(self.weight.dtype)
-        if self.weight.dtype == torch.float32:
-            logits = F.linear(hidden_RD, self.weight)
-        else:
-            logits = torch.mm(hidden_RD, self.weight.T, out_dtype=torch.float32)
-        if self.bias is not None:
-            logits = logits + self.bias.float()
-        return logits[:, None]
+        return float32_logits(hidden_RD, self.weight, self.bias)[:, None]
 
 
 def is_linear(module: torch.nn.Module) -> bool:

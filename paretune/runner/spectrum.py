@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -14,7 +14,7 @@ from paretune.runner.device import choose
 from paretune.runner.ledger import Ledger
 from paretune.runner.progress import Progress, Silent
 from paretune.runner.tuned import base_of, checkpoints, tuned_in, tuned_of
-from paretune.spectrum.compute import Options, Tuned, spectra
+from paretune.spectrum.compute import Found, Options, Tuned, spectra
 from paretune.spectrum.matrices import Matrix, left_out
 from paretune.spectrum.store import Store
 from paretune.spectrum.weights import Weights
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _SAY_EVERY = 20.0  # seconds between lines where there is no bar
+_FLUSH_EVERY = 1.0  # seconds that a measured row may wait to be written
 
 
 def model_spectra(
@@ -158,15 +159,43 @@ def _measure(
     progress.begin("measuring matrices", total)
     started = said = time.monotonic()
     found = spectra(weights, matrices, models, options, devices(device), wanted=wanted)
-    for done, one in enumerate(found, start=1):
-        store, own = place(one.key)
-        store.add([(own, one)])
-        progress.advance()
-        now = time.monotonic()
-        if now - said > _SAY_EVERY:
-            said = now
-            left = (now - started) / done * (total - done)
-            progress.line(f"{done} of {total} matrices, about {left:.0f} s left")
+    with _Rows(place) as rows:
+        for done, one in enumerate(found, start=1):
+            rows.add(one)
+            progress.advance()
+            now = time.monotonic()
+            if now - said > _SAY_EVERY:
+                said = now
+                left = (now - started) / done * (total - done)
+                progress.line(f"{done} of {total} matrices, about {left:.0f} s left")
+
+
+class _Rows:
+    """Rows on their way to their stores: written together, as each write waits for the disk."""
+
+    def __init__(self, place: Callable[[Any], tuple[Store, Any]]) -> None:
+        self._place = place
+        self._waiting: dict[int, tuple[Store, list[tuple[Any, Found]]]] = {}
+        self._since = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self._flush()
+
+    def add(self, one: Found) -> None:
+        """Keep a row, and write all that wait when the oldest has waited long enough."""
+        store, own = self._place(one.key)
+        self._waiting.setdefault(id(store), (store, []))[1].append((own, one))
+        if time.monotonic() - self._since > _FLUSH_EVERY:
+            self._flush()
+
+    def _flush(self) -> None:
+        for store, rows in self._waiting.values():
+            store.add(rows)
+        self._waiting.clear()
+        self._since = time.monotonic()
 
 
 def _say_left_out(weights: Weights, matrices: list[Matrix], progress: Progress) -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from headless_chromium import Page, binary
-from synthetic_study import PROVENANCE, study
+from synthetic_study import PROVENANCE, pocket_arms, study
 
 from paretune.analyse.record import StudyRecord
 from paretune.report.findings import Findings
@@ -73,7 +73,7 @@ def write_spectra(record: StudyRecord, folder: Path) -> str:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Findings, Path]:
     folder = tmp_path_factory.mktemp("spectra-report")
-    record = study(provenance=PROVENANCE)
+    record = study(provenance=PROVENANCE, arms=pocket_arms()[:4])
     write_spectra(record, folder)
     write_report(record, folder)
     return Findings.of(record), folder

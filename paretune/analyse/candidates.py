@@ -96,8 +96,8 @@ class Candidates:
         )
         if dropped:
             self.notes.append(
-                f"{dropped} settings need more memory than given, by their weights and optimizer "
-                "states alone."
+                f"{dropped} settings need more memory than given, even trained by themselves, "
+                "a row at a time."
             )
         return kept
 

@@ -14,7 +14,7 @@ from paretune.runner.ledger import Ledger
 from paretune.runner.record import read_record
 from paretune.runner.tables import duration, size
 from paretune.runner.workspace import check_arms
-from paretune.study.plan import Machine, make_plan
+from paretune.study.memory import Batch, cohort_bytes
 
 UNITS = {"": 1, "B": 1, "MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30}
 
@@ -56,26 +56,24 @@ def advice(
 
 
 def sizes(ledger: Ledger) -> tuple[dict[str, int], dict[str, int]]:
-    """Trained parameters, and bytes to train each arm by itself; empty where the base is away."""
+    """Trained parameters, and a GPU's bytes to train each arm by itself, a row at a time.
+
+    Both are empty where the base is away.
+    """
     from paretune.model.load import load_shape
+    from paretune.model.shape import model_shape
 
     study, arms = ledger.study(), ledger.arms()
     try:
         trained = check_arms(study, list(arms.values()))
         with study.places.named():
-            parameters = sum(p.numel() for p in load_shape(study.config.base).parameters())
+            shape = model_shape(load_shape(study.config.base))
     except UserError:
         return {}, {}
-    alone = make_plan(
-        [[arm] for arm in arms.values()],
-        trained,
-        parameters=parameters,
-        machine=Machine("any", 0, 1.0),
-        steps=1,
-        budgets=1,
-        rows=(1, 1),
-    )
-    return trained, {cohort.arms[0]: cohort.memory for cohort in alone.cohorts}
+    one_row = Batch(1, study.config.training.block_length)
+    return trained, {
+        arm.id: cohort_bytes(shape, [arm], trained, one_row, 1, "cuda") for arm in arms.values()
+    }
 
 
 def parse_memory(value: int | str | None) -> int | None:
@@ -101,7 +99,7 @@ def advice_text(found: Advice, folder: Path) -> str:
             kind = "adapter" if one.group.startswith("lora") else "weights"
             cost.append(f"{one.trained:,} trained parameters, {kind} of {size(one.bytes)}")
         if one.memory is not None:
-            cost.append(f"{size(one.memory)} for weights and optimizer states")
+            cost.append(f"{size(one.memory)} to train by itself")
         if cost:
             lines.append(_wrap(f"It costs {'; '.join(cost)}.", "  "))
         lines.append(_wrap(_export(folder, one.arm, one.tokens), "  "))

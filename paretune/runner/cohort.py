@@ -13,6 +13,7 @@ import torch
 from paretune.model.export import save_adapter, save_full
 from paretune.model.layers import linear_layers
 from paretune.model.load import load_shape
+from paretune.model.shape import model_shape
 from paretune.model.trainee import Trainee, full_arm, lora_cohort
 from paretune.runner.complete import has, reached
 from paretune.runner.ledger import Ledger
@@ -49,13 +50,16 @@ class CohortRun:
         *,
         guard: Callable[[], None] = lambda: None,
         say: Say = lambda path, reason: None,
+        log: Callable[..., None] = lambda event, **facts: None,
     ) -> None:
         """Build the arms on the device.
 
         Args:
             guard: called before anything is written; raises when the arms are no longer ours.
             say: told of damaged files that were set aside.
+            log: keeps an event and its facts.
         """
+        self.log = log
         self.guard = guard
         self.repair = Repair(ledger, say)
         self.workspace = workspace
@@ -72,13 +76,12 @@ class CohortRun:
         )
         self.arms = self.trainee.arms
         self.trainer = Trainer(self.trainee, workspace.prepared.blocks, config.training.batch_size)
-        self.transposed = any(
-            layer.transposed for layer in linear_layers(load_shape(config.base)).values()
-        )
+        self.meta = load_shape(config.base)
+        self.transposed = any(layer.transposed for layer in linear_layers(self.meta).values())
 
     def run(self) -> None:
         """Train and score until every budget of every arm is done."""
-        self.trainer.fit_memory()
+        self.trainer.fit_memory(model_shape(self.meta))
         for arm in self.arms:
             if self.ledger.status(arm.id)["state"] in ("planned", "done"):
                 self.ledger.set_status(arm.id, state="running")

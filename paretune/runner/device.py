@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from paretune.errors import UserError
-from paretune.study.plan import Machine
+from paretune.study.memory import Machine
 
 
 def choose(name: str | None) -> torch.device:
@@ -59,15 +59,32 @@ def kept_threads() -> Iterator[None]:
 
 
 def measure(device: torch.device) -> Machine:
-    """Name, memory and the rate of one matrix product in the type that training computes in."""
+    """Name, memory, and the rates of one matrix product (in training's type) and of one copy."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return Machine(
-            properties.name, properties.total_memory, _rate(device, 8192, torch.bfloat16)
+            properties.name,
+            properties.total_memory,
+            _rate(device, 8192, torch.bfloat16),
+            _bandwidth(device),
+            "cuda",
         )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cores = torch.get_num_threads()
     return Machine(f"CPU, {cores} threads", memory, _rate(device, 512, torch.float32))
+
+
+def _bandwidth(device: torch.device, size: int = 2**30) -> float:
+    """Bytes read and written in a second by a copy on the device."""
+    source = torch.empty(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    best = 0.0
+    for _ in range(4):
+        started = time.perf_counter()
+        target.copy_(source)
+        torch.cuda.synchronize(device)
+        best = max(best, 2 * size / (time.perf_counter() - started))
+    return best
 
 
 def _rate(device: torch.device, size: int, dtype: torch.dtype) -> float:

@@ -7,12 +7,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from paretune.data.prepare import Prepared, check_budgets, prepare
-from paretune.model.load import load_shape, load_tokenizer
+from paretune.model.load import load_tokenizer
 from paretune.runner.device import choose, measure
-from paretune.runner.workspace import check_arms
+from paretune.runner.workspace import check_arms, workload
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Study
-from paretune.study.plan import Machine, Plan, cohorts, make_plan
+from paretune.study.memory import Machine
+from paretune.study.plan import Plan, cohorts, make_plan
 from paretune.study.yamlfile import load_study
 from paretune.train.legs import leg_schedule, legs
 from paretune.train.schedule import Span
@@ -62,15 +63,13 @@ def _plan(study: Study, device: str | None) -> StudyPlan:
             leg_schedule(leg, mode, arm.schedule, span, steps)
     runs = legs(steps, mode, study.arms[0].schedule, span)
     machine = measure(choose(device))
-    groups = cohorts(study.arms, trained, machine.memory)
+    work = workload(config, machine)
     made = make_plan(
-        groups,
+        cohorts(study.arms, trained, work),
         trained,
-        parameters=sum(p.numel() for p in load_shape(config.base).parameters()),
-        machine=machine,
+        work,
         steps=sum(leg.stop - leg.start for leg in runs),
         budgets=len(steps) if config.checkpoints.keep == "all" else 1,
-        rows=(batch, length),
     )
     return StudyPlan(
         study=study,

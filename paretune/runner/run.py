@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 import time
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from paretune.runner.origin import check_origin, check_prepared, same_probe, sam
 from paretune.runner.progress import Progress, Silent
 from paretune.runner.repair import Repair, clear_report
 from paretune.runner.report import write_report
-from paretune.runner.workspace import Workspace, check_arms
+from paretune.runner.workspace import Workspace, check_arms, workload
 from paretune.study.arms import ArmConfig
 from paretune.study.config import RepeatBest, Study, safe_name
 from paretune.study.plan import cohorts
@@ -164,7 +165,7 @@ class _Run:
         known = {arm_id for group in frozen_ids for arm_id in group}
         new = [arm for arm in arms if arm.id not in known]
         if new:
-            groups = cohorts(new, trained, self.machine.memory)
+            groups = cohorts(new, trained, workload(self.study.config, self.machine))
             self.ledger.set_cohorts(frozen_ids + [[arm.id for arm in group] for group in groups])
 
     def _run_cohorts(self, work: Workspace) -> None:
@@ -205,19 +206,47 @@ class _Run:
         if all(finished(self.ledger, work, arm) for arm in group):
             return
         self._log("cohort", arms=ids)
-        cohort = CohortRun(
-            work,
-            group,
-            self.ledger,
-            self.device,
-            self.progress,
-            self.seconds,
-            guard=self.leases.check,
-            say=self._say,
-        )
-        cohort.run()
+        reason = self._without_room(work, group)
         if self.device.type == "cuda":
+            gc.collect()
             torch.cuda.empty_cache()
+        if reason:
+            self._split(ids, reason)
+
+    def _without_room(self, work: Workspace, group: list[ArmConfig]) -> str | None:
+        """Run a cohort; why the device had no room for it, if it has several arms to part."""
+        try:
+            cohort = CohortRun(
+                work,
+                group,
+                self.ledger,
+                self.device,
+                self.progress,
+                self.seconds,
+                guard=self.leases.check,
+                say=self._say,
+                log=self._log,
+            )
+            cohort.run()
+        except torch.OutOfMemoryError as error:
+            if len(group) == 1:
+                raise
+            return str(error).splitlines()[0]
+        return None
+
+    def _split(self, ids: list[str], reason: str) -> None:
+        """Let the halves of a cohort train one after the other, from the states they have saved."""
+        middle = len(ids) // 2
+        halves = [ids[:middle], ids[middle:]]
+        with self._alone("study"):
+            kept = self.ledger.cohorts()
+            place = kept.index(ids)
+            self.ledger.set_cohorts(kept[:place] + halves + kept[place + 1 :])
+        self._log("split", arms=ids, into=halves, reason=reason)
+        self.progress.line(
+            f"the device has no room for {len(ids)} arms together: they go on as "
+            f"{len(halves[0])} and {len(halves[1])}"
+        )
 
     def _score_base(self, work: Workspace) -> None:
         """Score the base once, by the code that scores arms."""

@@ -37,7 +37,7 @@ def plan_table(planned: StudyPlan) -> str:
         f"in all: {plan.trained_tokens:,} training tokens, "
         f"about {duration(plan.seconds)} of training on {planned.machine.name}, "
         f"{size(plan.disk)} of checkpoints",
-        "memory is that of weights and optimizer states; activations fill what is left, in pieces. "
+        "memory is the expected peak of training. "
         "Time is an estimate from the device's speed; scoring comes on top.",
     ]
     repeat = config.repeat_best

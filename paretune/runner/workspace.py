@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from paretune.data.prepare import Prepared, check_budgets, prepare
 from paretune.model.layers import check_rank, linear_layers, select
 from paretune.model.load import load_shape, load_tokenizer
+from paretune.model.shape import model_shape
 from paretune.runner.ledger import Ledger
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Study, StudyConfig
+from paretune.study.memory import Batch, Machine, Workload
 from paretune.train.legs import Leg, leg_schedule, legs
 from paretune.train.schedule import Resolved, Span
 
@@ -76,6 +78,13 @@ class Workspace:
         """An arm's learning-rate schedule over a leg."""
         mode = self.config.budgets.mode
         return leg_schedule(leg, mode, arm.schedule, self.span, self.budgets)
+
+
+def workload(config: StudyConfig, machine: Machine) -> Workload:
+    """A study's steps on a machine, read from its base's shape."""
+    training = config.training
+    batch = Batch(training.batch_size, training.block_length)
+    return Workload(model_shape(load_shape(config.base)), batch, machine)
 
 
 def check_arms(study: Study, arms: Sequence[ArmConfig] | None = None) -> dict[str, int]:

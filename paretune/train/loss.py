@@ -8,11 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from paretune.model.compilation import fused
+from paretune.study.memory import SLICE_BYTES, SLICE_BYTES_TRAINED
 
-# Bytes of one float32 [tokens, V] slice: on a CPU it stays in the cache, on a GPU it fills it.
-# Where the head is trained, every slice adds to a gradient as large as the head: fewer are cheaper
-_SLICE_BYTES = {"cpu": 4 * 2**20, "cuda": 512 * 2**20}
-_SLICE_BYTES_TRAINED = {"cpu": 4 * 2**20, "cuda": 4 * 2**30}
 IGNORED = -100
 
 
@@ -79,7 +76,7 @@ class _ArmLosses(torch.autograd.Function):
         grad_V = torch.zeros_like(bias_V, dtype=torch.float32) if bias_V is not None else None
         losses_T = torch.empty(total, dtype=torch.float32, device=device)
         both = fused(_loss_and_gradient) if device.type == "cuda" else _step_by_step
-        limit = (_SLICE_BYTES_TRAINED if wants_head else _SLICE_BYTES)[device.type]
+        limit = (SLICE_BYTES_TRAINED if wants_head else SLICE_BYTES)[device.type]
         size = max(1, limit // (4 * head.shape[0]))
         size = -(-total // -(-total // size))
         for first in range(0, total, size):

@@ -12,6 +12,8 @@ import torch
 from paretune.data.blocks import Batch, Blocks
 from paretune.data.order import rows_for_step
 from paretune.model.trainee import CPU_TOKENS, Pass, Trainee
+from paretune.study.memory import SHARE, ModelShape, rows_that_fit
+from paretune.study.memory import Batch as StepRows
 from paretune.train.divergence import Divergence
 from paretune.train.optim import PerArmOptimizer, put
 from paretune.train.piece import Piece, PieceRunner
@@ -19,9 +21,6 @@ from paretune.train.schedule import Resolved
 
 # Gradients are views into one matrix by design (see Flat), which autograd remarks on
 warnings.filterwarnings("ignore", message="grad and param do not obey")
-
-# Share of the free device memory that a piece of a batch may take
-_MEMORY_SHARE = 0.85
 
 
 @dataclass
@@ -157,31 +156,22 @@ class Trainer:
         index, row = self._locate(position)
         return self.trainee.flats[index].tensors(row)
 
-    def fit_memory(self) -> None:
-        """Choose how many rows go through the device at once, from two measured pieces.
+    def fit_memory(self, shape: ModelShape) -> None:
+        """Choose how many rows go through a GPU at once, by the memory model.
 
-        Nothing to do on a CPU. Results do not depend on it beyond rounding.
+        Nothing to do on a CPU. Results do not depend on it beyond rounding. If the device refuses
+        all the same, pieces become smaller until they are single rows.
         """
         device = self.trainee.device
         if device.type != "cuda":
             return
-        group = max(self.trainee.passes, key=lambda p: p.count)
-        batches = self._batches(0)
-        peaks = []
-        for size in (1, 2):
-            self.trainee.rows = size
-            torch.cuda.reset_peak_memory_stats(device)
-            self._accumulate(group, batches, 0, pieces=1)
-            peaks.append(torch.cuda.max_memory_allocated(device))
-        torch.cuda.empty_cache()
-        per_row = max(1, peaks[1] - peaks[0])
         free, _ = torch.cuda.mem_get_info(device)
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        # Kernels index with 32 bits; the logits are the largest tensor of a piece
-        index_limit = (2**31 - 1) // (group.count * self.blocks.block_length * self.vocabulary)
-        limit = max(1, min(int(_MEMORY_SHARE * free / per_row), index_limit, self.batch_size))
-        pieces = -(-self.batch_size // limit)
-        self.trainee.rows = -(-self.batch_size // pieces)
+        limit = SHARE["cuda"] * (free + torch.cuda.memory_reserved(device))
+        batch = StepRows(self.batch_size, self.blocks.block_length)
+        arms = self.trainee.arms
+        trained = {arms[i].id: flat.count for flat in self.trainee.flats for i in flat.arms}
+        rows = rows_that_fit(shape, arms, trained, batch, limit, "cuda")
+        self.trainee.rows = max(1, rows)
 
     def _batches(self, t: int) -> dict[int, Batch]:
         """The batch of step ``t`` for each seed among the arms."""
@@ -201,8 +191,9 @@ class Trainer:
             except torch.OutOfMemoryError:
                 if trainee.rows == 1:
                     raise
-            trainee.rows = -(-trainee.rows // 2)
-            torch.cuda.empty_cache()
+            smaller = range(trainee.rows - 1, 0, -1)
+            trainee.rows = next(rows for rows in smaller if self.batch_size % rows == 0)
+            self.runner.release()
             for flat in trainee.flats_of(group):
                 flat.zero_grad()
 

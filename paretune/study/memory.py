@@ -1,0 +1,197 @@
+"""What training takes of a device, from a model's shape and the arms: bytes and seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from paretune.study.arms import ArmConfig
+
+# Bytes of one float32 [tokens, V] slice of the loss: on a CPU it stays in the cache, on a GPU it
+# fills the chip. Where the head is trained, every slice adds to a gradient as large as the head
+SLICE_BYTES = {"cpu": 4 * 2**20, "cuda": 512 * 2**20}
+SLICE_BYTES_TRAINED = {"cpu": 4 * 2**20, "cuda": 4 * 2**30}
+# Bytes of a trained float32 value, its gradient and its moments; and the same in bf16 training
+_BYTES_TRAINED = {"adamw": 16, "lion": 12}
+_COPY = 2
+# Workspaces of matrix products, and what the allocator loses to rounding
+_WORKSPACE = 300 * 2**20
+# Shares of the measured rate of one large product that training reaches, measured on an H200: all
+# products; attention, forward and backward
+_PRODUCTS, _ATTENTION = 0.89, 0.54
+# Times that what is kept for the backward pass moves through memory in one step, all told
+_PASSES = 14
+# Bytes that an update moves for each trained value
+_UPDATE_BYTES = 32
+# The rate's share that a step reaches on a CPU, whatever it does
+CPU_EFFICIENCY = 0.35
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The device a study runs on.
+
+    Attributes:
+        memory: bytes.
+        flops: rate of one large matrix product, FLOP/s.
+        bandwidth: bytes read and written in a second; 0 where it is not known.
+        kind: ``cuda`` or ``cpu``.
+    """
+
+    name: str
+    memory: int
+    flops: float
+    bandwidth: float = 0.0
+    kind: str = "cpu"
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What a model's cost follows from; counts of values, of one token where it says so.
+
+    Attributes:
+        parameters: all of them, shared ones once.
+        matrices: those in linear layers, the output head not counted.
+        layers: linear layers.
+        blocks: repeated blocks.
+        kept: values a token that are kept for the backward pass: what linear layers give, and what
+            they take, once where several take the same.
+        widest: the same of the largest block.
+        attended: width of the queries, summed over blocks.
+    """
+
+    parameters: int
+    matrices: int
+    vocabulary: int
+    width: int
+    layers: int
+    blocks: int
+    kept: int
+    widest: int
+    attended: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one arm in a step, and tokens of a row."""
+
+    rows: int
+    length: int
+
+
+def cohort_bytes(
+    shape: ModelShape,
+    arms: Sequence[ArmConfig],
+    trained: Mapping[str, int],
+    batch: Batch,
+    rows: int,
+    kind: str,
+) -> int:
+    """Peak memory of a cohort's training when ``rows`` rows of each arm go through at a time.
+
+    The base, each arm's weights, gradients and moments; what the forward pass keeps; and the larger
+    of the two moments at which most is needed beside that: the loss's logits, and the backward pass
+    of one block.
+    """
+    full = arms[0].method == "full"
+    if kind == "cpu":
+        # Arms pass one by one; eager code keeps about twice what compiled code does
+        base = 0 if full else 4 * shape.parameters
+        state = sum(trained[a.id] * _BYTES_TRAINED[a.optimizer] for a in arms)
+        return base + state + 8 * rows * batch.length * shape.kept
+    tokens = len(arms) * rows * batch.length
+    state = sum(trained[a.id] * _BYTES_TRAINED[a.optimizer] for a in arms)
+    kept = 2 * tokens * shape.kept
+    head = 2 * 2 * min(tokens, SLICE_BYTES["cuda"] // (4 * shape.vocabulary)) * shape.vocabulary
+    if full:
+        # Matrices have gradients and copies of 2 bytes each; gradients of pieces are summed in 4
+        state += (4 if rows < batch.rows else 0) * shape.matrices
+        # The residual stream is float32
+        kept += 2 * 2 * tokens * shape.width * shape.blocks
+        slice_tokens = min(tokens, SLICE_BYTES_TRAINED["cuda"] // (4 * shape.vocabulary))
+        head = 4 * slice_tokens * shape.vocabulary + 6 * shape.vocabulary * shape.width
+        weights = 0
+    else:
+        weights = 2 * shape.parameters
+        state += _COPY * sum(trained[a.id] for a in arms)
+        kept += sum(2 * rows * batch.length * shape.layers * (a.rank or 0) for a in arms)
+    hidden = 3 * 2 * tokens * shape.width
+    block = 2 * tokens * shape.widest
+    return weights + state + kept + hidden + max(head, block) + _WORKSPACE
+
+
+def rows_that_fit(
+    shape: ModelShape,
+    arms: Sequence[ArmConfig],
+    trained: Mapping[str, int],
+    batch: Batch,
+    limit: float,
+    kind: str,
+) -> int:
+    """The largest divisor of the batch whose rows fit in ``limit`` bytes; 0 if none does.
+
+    A divisor, because all pieces of a batch share one shape.
+    """
+    for pieces in range(1, batch.rows + 1):
+        rows, left = divmod(batch.rows, pieces)
+        if not left and cohort_bytes(shape, arms, trained, batch, rows, kind) <= limit:
+            return rows
+    return 0
+
+
+def step_seconds(
+    shape: ModelShape,
+    arms: Sequence[ArmConfig],
+    trained: Mapping[str, int],
+    batch: Batch,
+    machine: Machine,
+) -> float:
+    """Expected time of one step of all arms.
+
+    4 N FLOPs a token for LoRA (forward, and the backward pass to the inputs), 6 N for full
+    finetuning, N without the embedding's look-up; on a GPU also 7 S^2 a row for each value of the
+    query (causal attention, forward and backward), memory traffic, and the updates.
+    """
+    full = arms[0].method == "full"
+    tokens = len(arms) * batch.rows * batch.length
+    count = sum(trained[a.id] for a in arms)
+    per_token = (6 if full else 4) * (shape.matrices + shape.vocabulary * shape.width)
+    if machine.kind == "cpu" or not machine.bandwidth:
+        adapters = 0 if full else 6 * count * batch.rows * batch.length
+        return (per_token * tokens + adapters) / (CPU_EFFICIENCY * machine.flops)
+    attention = 7 * batch.length * tokens * shape.attended
+    kept = tokens * shape.kept * 2
+    moved = _PASSES * kept + _UPDATE_BYTES * count
+    return (
+        per_token * tokens / (_PRODUCTS * machine.flops)
+        + attention / (_ATTENTION * machine.flops)
+        + moved / machine.bandwidth
+    )
+
+
+# Share of the device's memory that a plan fills; the rest is for what the plan does not know. A
+# CPU's memory is shared with everything else
+SHARE = {"cuda": 0.92, "cpu": 0.5}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A study's steps on one machine: what cohorts are sized by."""
+
+    shape: ModelShape
+    batch: Batch
+    machine: Machine
+
+    def rows(self, arms: Sequence[ArmConfig], trained: Mapping[str, int]) -> int:
+        """Rows of each arm that go through at a time; 0 where not even one fits."""
+        limit = SHARE[self.machine.kind] * self.machine.memory
+        return rows_that_fit(self.shape, arms, trained, self.batch, limit, self.machine.kind)
+
+    def bytes(self, arms: Sequence[ArmConfig], trained: Mapping[str, int]) -> int:
+        """Expected peak memory of a cohort."""
+        rows = max(1, self.rows(arms, trained))
+        return cohort_bytes(self.shape, arms, trained, self.batch, rows, self.machine.kind)
+
+    def seconds(self, arms: Sequence[ArmConfig], trained: Mapping[str, int]) -> float:
+        """Expected time of one step of a cohort."""
+        return step_seconds(self.shape, arms, trained, self.batch, self.machine)

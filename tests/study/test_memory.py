@@ -1,0 +1,104 @@
+"""The memory and time model: its terms against counts by hand, and how cohorts are sized by it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from paretune.model.shape import model_shape
+from paretune.study.arms import ArmConfig
+from paretune.study.memory import Batch, Machine, Workload, cohort_bytes, rows_that_fit
+from paretune.study.plan import cohorts, make_plan
+
+GIB = 2**30
+H200 = Machine("H200", 140 * GIB, 790e12, 4.3e12, "cuda")
+
+
+def llama(width: int, inner: int, blocks: int, kv_heads: int, tied: bool) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=128_256,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=blocks,
+        num_attention_heads=width // 128,
+        num_key_value_heads=kv_heads,
+        tie_word_embeddings=tied,
+    )
+    with torch.device("meta"):
+        return LlamaForCausalLM(config)
+
+
+def lora(rank: int, rate: float) -> ArmConfig:
+    return ArmConfig.model_validate({"method": "lora", "rank": rank, "learning_rate": rate})
+
+
+def test_shape_counts_what_the_backward_pass_needs() -> None:
+    model = llama(3072, 8192, 28, 8, tied=True)
+    shape = model_shape(model)
+    matrices = 3072 * (3072 + 1024 + 1024 + 3072) + 3 * 3072 * 8192
+    assert shape.matrices == 28 * matrices
+    assert shape.parameters == 28 * (matrices + 2 * 3072) + 128_256 * 3072 + 3072
+    # Outputs of q, k, v, o, gate, up, down; inputs of q (k and v share it), o, gate (and up), down
+    outputs = 3072 + 2 * 1024 + 3072 + 2 * 8192 + 3072
+    assert shape.kept == 28 * (outputs + 3 * 3072 + 8192)
+    assert shape.widest * 28 == shape.kept
+    assert (shape.layers, shape.blocks) == (28 * 7, 28)
+    assert shape.attended == 28 * 3072
+
+
+def test_shape_of_a_model_of_another_family() -> None:
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(GPT2Config(n_layer=3, n_embd=64, n_head=4, vocab_size=100))
+    shape = model_shape(model)
+    # c_attn (64 to 192), c_proj, c_fc (64 to 256), c_proj (256 to 64): no input is shared
+    assert shape.kept == 3 * ((192 + 64 + 256 + 64) + (64 + 64 + 64 + 256))
+    assert shape.matrices == 3 * (64 * 192 + 64 * 64 + 2 * 64 * 256)
+
+
+def test_memory_of_a_full_arm_is_sixteen_bytes_a_parameter_and_what_a_row_keeps() -> None:
+    shape = model_shape(llama(3072, 8192, 28, 8, tied=True))
+    arm = ArmConfig.model_validate({"method": "full", "learning_rate": 1e-5})
+    trained = {arm.id: shape.parameters}
+    one, two = (
+        cohort_bytes(shape, [arm], trained, Batch(rows, 1024), rows, "cuda") for rows in (16, 32)
+    )
+    # Twice the rows cost what the rows keep: two bytes a value, and the float32 residual stream
+    block = 2 * shape.kept + 4 * 3072 * 28
+    extra = (two - one) / (16 * 1024)
+    assert block <= extra <= 1.02 * block
+    assert 0 < one - 16 * shape.parameters - 16 * 1024 * block < 8 * GIB
+    # Gradients of several pieces are summed in float32
+    pieces = cohort_bytes(shape, [arm], trained, Batch(32, 1024), 16, "cuda")
+    assert pieces - one == 4 * shape.matrices
+
+
+def test_cohorts_are_filled_to_the_device_and_no_further() -> None:
+    shape = model_shape(llama(3072, 8192, 28, 8, tied=True))
+    sides = 28 * (4 * 3072 + 2 * 3072 + 2 * (3072 + 1024) - 2 * 3072 + 3 * (3072 + 8192))
+    arms = [lora(64, 1e-4 * (1 + i)) for i in range(40)]
+    trained = {arm.id: 64 * sides for arm in arms}
+    work = Workload(shape, Batch(4, 1024), H200)
+    groups = cohorts(arms, trained, work)
+    assert sum(map(len, groups)) == 40
+    assert len(groups) > 1
+    for group in groups:
+        assert work.bytes(group, trained) <= 0.92 * H200.memory
+    full = groups[0]
+    assert not work.rows([*full, groups[1][0]], trained)
+    plan = make_plan(groups, trained, work, steps=100, budgets=2)
+    assert plan.trained_tokens == 40 * 100 * 4 * 1024
+    # 4 N FLOPs a token can be done no faster than the device does them
+    least = 4 * (shape.matrices + 128_256 * 3072) * plan.trained_tokens / H200.flops
+    assert least < plan.seconds < 3 * least
+
+
+@pytest.mark.parametrize("rows", [1, 6, 7])
+def test_pieces_share_one_shape(rows: int) -> None:
+    shape = model_shape(llama(1024, 2048, 4, 8, tied=True))
+    arm = lora(4, 1e-3)
+    batch = Batch(rows, 512)
+    whole = cohort_bytes(shape, [arm], {arm.id: 1000}, batch, rows, "cuda")
+    assert rows_that_fit(shape, [arm], {arm.id: 1000}, batch, whole, "cuda") == rows
+    found = rows_that_fit(shape, [arm], {arm.id: 1000}, batch, whole - 1, "cuda")
+    assert found == {1: 0, 6: 3, 7: 1}[rows]

@@ -168,6 +168,7 @@ def _benchmarks(config: StudyConfig, tokenizer: Any, folder: Path) -> Benchmarks
         tokenizer,
         load_config(config.base),
         end_of_text(config.base),
+        config.sandbox,
     )
     write_json(folder / "tasks.json", found.facts())
     return found

@@ -239,6 +239,9 @@ class StudyConfig(Strict):
         description="local files in the place of data sets of the hub, for tasks: "
         "the data set's name, and a path with {split} in it",
     )
+    sandbox: str = Field(
+        default="auto", description="where tasks run programs that a model wrote; see the docs"
+    )
     training: Training = Training()
     defaults: dict[str, Any] = Field(
         default={}, description="settings for every arm that has no other"

@@ -12,6 +12,8 @@ import numpy as np
 from paretune.data.mirror import Mirror
 from paretune.errors import UserError
 from paretune.evaluate.items import ArmModel, Items, Side
+from paretune.evaluate.sandbox.registry import AUTO
+from paretune.evaluate.tasks.code import Code
 from paretune.evaluate.tasks.encode import Encoder
 from paretune.evaluate.tasks.harness import load
 from paretune.evaluate.tasks.log_likelihood import LogLikelihoods
@@ -50,6 +52,7 @@ class Benchmarks:
         mirror: local files in the place of the hub's data sets.
         model_config: the base's, which knows the length of its context.
         end_of_text: tokens with which the base ends what it writes.
+        sandbox: where tasks run the programs that a model wrote.
 
     Raises:
         UserError: a task that is not there, cannot be loaded, or asks what cannot be answered.
@@ -62,7 +65,9 @@ class Benchmarks:
         tokenizer: Any,
         model_config: Any,
         end_of_text: frozenset[int] = frozenset(),
+        sandbox: str = AUTO,
     ) -> None:
+        self._code = Code(sandbox)
         self._encoder = Encoder(tokenizer, model_config, end_of_text)
         self._scored: list[Scored] = []
         self._asked: dict[int, slice] = {}  # which of them an instance (by its id) asks for
@@ -71,7 +76,9 @@ class Benchmarks:
         for side, of_side in tasks.items():
             for index, task in enumerate(of_side):
                 where = f"{side}.tasks[{index}]"
-                loaded = Loaded(task, side, where, load(task, Mirror(mirror), where))
+                with self._code.loading():
+                    parts = load(task, Mirror(mirror), where)
+                loaded = Loaded(task, side, where, parts)
                 for part in loaded.parts:
                     self._encode(loaded, part)
                 self._loaded.append(loaded)
@@ -95,12 +102,7 @@ class Benchmarks:
                     ]
                     for part in loaded.parts
                 ]
-                notes = list(loaded.notes)
-                if plain is not None and loaded.likelihoods:
-                    notes.append(f"scored from plain rows, not from packed trees: {plain}")
-                items = task_items(loaded.task, loaded.parts, answers, loaded.side, loaded.where)
-                note = "; ".join(notes) or None
-                found |= {each.metric: replace(each, note=note) for each in items}
+                found |= {items.metric: items for items in self._items(loaded, answers, plain)}
             self._add_mean(found)
             results.append(found)
         return results
@@ -127,6 +129,25 @@ class Benchmarks:
             }
             for loaded in self._loaded
         ]
+
+    def _items(
+        self, loaded: Loaded, answers: list[list[list[Any] | None]], plain: str | None
+    ) -> list[Items]:
+        """One arm's outcomes of a task, with what a reader of them should know."""
+        ended: str | None = None
+
+        def results() -> list[Items]:
+            return task_items(loaded.task, loaded.parts, answers, loaded.side, loaded.where)
+
+        if any(getattr(part, "UNSAFE_CODE", False) for part in loaded.parts):
+            items, ended = self._code.judged(results)
+        else:
+            items = results()
+        notes = [*loaded.notes, ended]
+        if plain is not None and loaded.likelihoods:
+            notes.append(f"scored from plain rows, not from packed trees: {plain}")
+        note = "; ".join(filter(None, notes)) or None
+        return [replace(each, note=note) for each in items]
 
     def _encode(self, loaded: Loaded, part: Any) -> None:
         kinds = {instance.request_type for instance in part.instances}

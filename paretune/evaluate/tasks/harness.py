@@ -42,6 +42,7 @@ def load(task: Task, mirror: Mirror, where: str) -> list[Any]:
         found = _load(task, _specification(task.name, names, mirror), names, mirror, where)
         for part in found:
             _configure(part, task, where)
+            _check_code(part, where)
             part.set_fewshot_seed(seed=FEWSHOT_SEED)
             part.build_all_requests(limit=task.limit)
     return found
@@ -87,6 +88,18 @@ def _configure(part: Any, task: Task, where: str) -> None:
         part.set_config(key="generation_kwargs", value=task.generation_kwargs.given(), update=True)
     if task.repeats:
         part.set_config(key="repeats", value=task.repeats)
+
+
+def _check_code(part: Any, where: str) -> None:
+    """Refuse a task that executes what a model wrote by itself, not through code_eval."""
+    if not getattr(part, "UNSAFE_CODE", False):
+        return
+    folder = Path(str((part.get_config("metadata") or {}).get("config_source"))).parent
+    if not any("code_eval" in path.read_text(encoding="utf-8") for path in folder.glob("*.py")):
+        raise UserError(
+            f"{where}: {part.task_name} executes what a model wrote in the same process, out of "
+            "reach of any sandbox; Paretune does not run it"
+        )
 
 
 def _specification(name: str, names: Mapping[str, Any], mirror: Mirror) -> Any:

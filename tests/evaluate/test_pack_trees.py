@@ -51,5 +51,5 @@ def test_a_row_holds_each_beginning_once() -> None:
 def test_rows_are_filled() -> None:
     draw = np.random.default_rng(1)
     requests = [Scored(draw.integers(0, 9999, 30), 5) for _ in range(200)]
-    rows = pack(requests, 512)
+    rows = list(pack(requests, 512))
     assert all(len(packed.row.tokens) > 512 - 30 for packed in rows[:-1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,8 +16,8 @@ from paretune.evaluate.tasks.pack import Packed, Scored, pack
 # Tokens of a packed row for each arm. Nothing is kept for a backward pass, so on a GPU it is much
 # longer than a training row; on a CPU a mask over a longer one would cost more than it saves
 CPU_CAPACITY = 1024
-GPU_CAPACITY = 32_768
-LEAST_GPU_CAPACITY = 4096
+GPU_CAPACITY = 16_384
+LEAST_GPU_CAPACITY = 2048
 
 
 class LogLikelihoods:
@@ -63,20 +63,27 @@ class LogLikelihoods:
 
     def fill(self, arms: ArmModel) -> tuple[int, int, int]:
         """Tokens computed, places in the rows that hold them, and tokens without any sharing."""
-        places = sum(len(packed.row.tokens) for packed in self._rows(arms))
+        rows = list(self._rows(arms))
+        places = sum(len(packed.row.tokens) for packed in rows)
         alone = sum(len(request.tokens) - 1 for request in self.requests)
         return self._computed[self._capacity(arms)], places, alone
 
-    def _rows(self, arms: ArmModel) -> list[Packed]:
+    def _rows(self, arms: ArmModel) -> Iterator[Packed]:
+        """The rows; the first time they are packed while the model works on those before."""
         capacity = self._capacity(arms)
         if capacity not in self._packed:
-            rows = pack(self.requests, capacity)
-            self._computed[capacity] = sum(len(packed.row.tokens) for packed in rows)
-            if arms.device.type == "cuda":
-                # One shape, for which the model is compiled once
-                rows = [replace(packed, row=packed.row.padded(capacity)) for packed in rows]
-            self._packed[capacity] = rows
-        return self._packed[capacity]
+            kept: list[Packed] = []
+            computed = 0
+            for packed in pack(self.requests, capacity):
+                computed += len(packed.row.tokens)
+                if arms.device.type == "cuda":
+                    # One shape, for which the model is compiled once
+                    packed = replace(packed, row=packed.row.padded(capacity))
+                kept.append(packed)
+                yield packed
+            self._packed[capacity], self._computed[capacity] = kept, computed
+            return
+        yield from self._packed[capacity]
 
     def _capacity(self, arms: ArmModel) -> int:
         if arms.device.type == "cpu":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,8 +36,8 @@ class Packed:
     request: NDArray[np.int64]
 
 
-def pack(requests: Sequence[Scored], capacity: int) -> list[Packed]:
-    """Rows of at most ``capacity`` tokens that score every request once.
+def pack(requests: Sequence[Scored], capacity: int) -> Iterator[Packed]:
+    """Rows of at most ``capacity`` tokens that score every request once, as they are made.
 
     Requests are sorted by their tokens, so that those which share a beginning stand together, and
     rows are filled in that order: a new request adds only what it does not share with the one
@@ -53,16 +53,19 @@ def pack(requests: Sequence[Scored], capacity: int) -> list[Packed]:
     inputs = [request.tokens[:-1] for request in requests]
     keys = [tokens.astype(">u4").tobytes() for tokens in inputs]
     order = sorted(range(len(requests)), key=keys.__getitem__)
-    rows: list[list[tuple[int, int]]] = []
+    members: list[tuple[int, int]] = []
     room = 0
     for place, index in enumerate(order):
-        shared = _shared(inputs[order[place - 1]], inputs[index]) if rows else 0
-        if not rows or len(inputs[index]) - shared > room:
-            rows.append([])
+        shared = _shared(inputs[order[place - 1]], inputs[index]) if members else 0
+        if members and len(inputs[index]) - shared > room:
+            yield _row(requests, inputs, members)
+            members = []
+        if not members:
             room, shared = capacity, 0
-        rows[-1].append((index, shared))
+        members.append((index, shared))
         room -= len(inputs[index]) - shared
-    return [_row(requests, inputs, members) for members in rows]
+    if members:
+        yield _row(requests, inputs, members)
 
 
 def _shared(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
@@ -77,48 +80,39 @@ def _row(
     inputs: Sequence[NDArray[np.int64]],
     members: Sequence[tuple[int, int]],
 ) -> Packed:
-    """One row from its requests in order, each with how much it shares with the one before."""
-    tokens: list[NDArray[np.int64]] = []
-    positions: list[NDArray[np.int64]] = []
-    asked: list[NDArray[np.int64]] = []
-    targets: list[NDArray[np.int64]] = []
-    owners: list[NDArray[np.int64]] = []
-    parts: list[tuple[int, int]] = []  # place of its first new token, and that token's depth
-    path = np.zeros(0, dtype=np.int64)  # places of the tokens from the root to the current one
-    size = 0
-    for index, shared in members:
-        own = inputs[index]
-        new = np.arange(size, size + len(own) - shared)
-        parts.append((size, shared))
-        path = np.concatenate([path[:shared], new])
-        tokens.append(own[shared:])
-        positions.append(np.arange(shared, len(own)))
-        request = requests[index]
-        asked.append(path[-request.count :])
-        targets.append(request.tokens[-request.count :])
-        owners.append(np.full(request.count, index))
-        size += len(new)
-    place_M = np.concatenate(asked)
+    """One row from its R requests in order, each with how much it shares with the one before."""
+    index_R = np.array([index for index, _ in members])
+    shared_R = np.array([shared for _, shared in members])
+    length_R = np.array([len(inputs[index]) for index in index_R])
+    start_R = np.cumsum(length_R - shared_R) - (length_R - shared_R)
+    size = int((length_R - shared_R).sum())
+    depth_D = np.arange(length_R.max())
+    # Which depths a request adds to the row itself, and the places where they stand
+    own_RD = (depth_D >= shared_R[:, None]) & (depth_D < length_R[:, None])
+    place_RD = np.where(own_RD, (start_R - shared_R)[:, None] + depth_D, -1)
+    # A shared token stands where the last request before put it, which is the largest place so far
+    path_RD = np.maximum.accumulate(place_RD, axis=0)
+    # A subtree ends where the next request begins that shares no more than what is above its root
+    next_RD = np.where(depth_D >= shared_R[:, None], start_R[:, None], size)
+    after_RD = np.full_like(next_RD, size)
+    after_RD[:-1] = np.minimum.accumulate(next_RD[::-1], axis=0)[::-1][1:]
+    count_R = np.array([requests[index].count for index in index_R])
+    owner_M = np.repeat(np.arange(len(members)), count_R)
+    asked_depth_M = np.concatenate(
+        [np.arange(end - count, end) for end, count in zip(length_R, count_R, strict=True)]
+    )
+    place_M = path_RD[owner_M, asked_depth_M]
     in_order = np.argsort(place_M, kind="stable")
     places, asked_M = np.unique(place_M[in_order], return_inverse=True)
+    targets_M = np.concatenate(
+        [requests[index].tokens[-count:] for index, count in zip(index_R, count_R, strict=True)]
+    )
     row = TreeRow(
-        tokens=np.concatenate(tokens),
-        positions=np.concatenate(positions),
-        ends=_ends(parts, size),
+        tokens=np.concatenate([inputs[index][shared:] for index, shared in members]),
+        positions=np.broadcast_to(depth_D, own_RD.shape)[own_RD],
+        ends=after_RD[own_RD],
         places=places,
         asked=asked_M.astype(np.int64),
-        targets=np.concatenate(targets)[in_order],
+        targets=targets_M[in_order],
     )
-    return Packed(row, np.concatenate(owners)[in_order])
-
-
-def _ends(parts: Sequence[tuple[int, int]], size: int) -> NDArray[np.int64]:
-    """Where each subtree ends: at the next part that begins no deeper than the node."""
-    ends = np.full(size, size, dtype=np.int64)
-    open_places: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-    for number, (start, shared) in enumerate(parts):
-        stop = parts[number + 1][0] if number + 1 < len(parts) else size
-        closed = open_places[shared:]
-        ends[closed] = start
-        open_places = np.concatenate([open_places[:shared], np.arange(start, stop)])
-    return ends
+    return Packed(row, index_R[owner_M][in_order])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from paretune.evaluate.sandbox.code_eval import installed
+
 HUB = {
     "hellaswag": ("Rowan/hellaswag", "hellaswag"),
     "arc_challenge": ("allenai/ai2_arc/ARC-Challenge", "arc_challenge"),
@@ -21,6 +25,22 @@ HUB = {
     "humaneval": ("openai/openai_humaneval", "humaneval"),
 }
 FOLDERS = {"arc_challenge": "arc"}
+
+
+class PlainPython:
+    """Stands for ``evaluate``'s code_eval, whose code is on the hub: a process for each program."""
+
+    def compute(self, *, references: Any, predictions: Any, **_: Any) -> Any:
+        passed = []
+        for tests, (code,) in zip(references, predictions, strict=True):
+            command = [sys.executable, "-I", "-c", f"{code}\n{tests}"]
+            try:
+                done = subprocess.run(command, capture_output=True, timeout=10)
+            except subprocess.TimeoutExpired:
+                passed.append(False)
+            else:
+                passed.append(done.returncode == 0)
+        return {"pass@1": sum(passed) / len(passed)}, {}
 
 
 def mirror_of(folder: Path, suffix: str) -> dict[str, str]:
@@ -45,15 +65,16 @@ def theirs(task: str, model: str, folder: Path, suffix: str, **settings: Any) ->
 
     root = Path(lm_eval.tasks.__file__).parent / FOLDERS.get(task, task)
     kwargs = settings.pop("generation_kwargs", None)
-    result = simple_evaluate(
-        model=HFLM(pretrained=model, dtype="float32", device="cpu", batch_size=16),
-        tasks=[{"group": "here", "task": [{"task": task, "custom_dataset": data}]}],
-        task_manager=TaskManager(include_defaults=False, include_path=[str(root)]),
-        gen_kwargs=kwargs,
-        bootstrap_iters=0,
-        confirm_run_unsafe_code=True,
-        **settings,
-    )
+    with installed(PlainPython()):  # type: ignore[arg-type]
+        result = simple_evaluate(
+            model=HFLM(pretrained=model, dtype="float32", device="cpu", batch_size=16),
+            tasks=[{"group": "here", "task": [{"task": task, "custom_dataset": data}]}],
+            task_manager=TaskManager(include_defaults=False, include_path=[str(root)]),
+            gen_kwargs=kwargs,
+            bootstrap_iters=0,
+            confirm_run_unsafe_code=True,
+            **settings,
+        )
     assert result is not None
     return {"metrics": result["results"][task], "samples": result["samples"][task]}
 

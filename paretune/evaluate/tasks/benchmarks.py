@@ -71,7 +71,7 @@ class Benchmarks:
         self._encoder = Encoder(tokenizer, model_config, end_of_text)
         self._scored: list[Scored] = []
         self._asked: dict[int, slice] = {}  # which of them an instance (by its id) asks for
-        self._writing = Writing(self._encoder)
+        self.writing = Writing(self._encoder)
         self._loaded = []
         for side, of_side in tasks.items():
             for index, task in enumerate(of_side):
@@ -88,7 +88,7 @@ class Benchmarks:
         """Outcomes by metric, for each arm; the forgetting score where its tasks are there."""
         plain = self.likelihoods.refusal(arms) if self._scored else None
         nats_KN, greedy_KN = self.likelihoods.score(arms)
-        written = self._writing.answers(arms)
+        written = self.writing.answers(arms)
         results = []
         for arm in range(arms.count):
             found: dict[str, Items] = {}
@@ -165,7 +165,7 @@ class Benchmarks:
             self._keep(instance, self._encoder.windows(instance.args[0]))
         loaded.likelihoods |= bool(pairs or rolling)
         prompts = [each for each in part.instances if each.request_type == "generate_until"]
-        cut += self._writing.add(prompts, loaded.where)
+        cut += self.writing.add(prompts, loaded.where)
         if cut:
             loaded.notes.append(
                 f"{cut} of {len(part.instances)} prompts of {part.task_name} are cut from the "

@@ -67,7 +67,7 @@ SHAPES = {
         "max_position_embeddings": 1024,
     },
 }
-BATCHES = {"1B": (64, 128, 256), "7B": (16, 32, 64), "toy": (8, 16)}
+BATCHES = {"1B": (128, 256, 512), "7B": (32, 64, 128), "toy": (8, 16)}
 TASKS = ("hellaswag", "arc_challenge", "winogrande")
 ARMS = 12
 Pairs = list[tuple[str, str]]
@@ -94,8 +94,9 @@ def main() -> None:
                 rows += one_model(asked.shape or name, of_task["hellaswag"], tokenizer)
         except Exception as error:  # one row that fails must not lose the others
             print(f"{name}: {type(error).__name__}: {error}"[:2000], flush=True)
+        if rows:
+            write("scoring", rows)
         print(f"{name}: {time.perf_counter() - started:.0f} s in all", flush=True)
-    write("scoring", rows)
 
 
 def requests(path: Path | None, documents: int | None) -> dict[str, Pairs]:

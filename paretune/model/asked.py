@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from paretune.model.compilation import fused
 
-# Bytes of one float32 [positions, V] slice: on a CPU it should stay in the cache (measured best
-# between 2 and 8 MB), on a GPU it should be large enough to fill the device
+# Bytes of one [positions, V] slice of logits: on a CPU it should stay in the cache (measured best
+# between 2 and 8 MB), on a GPU each row of it should have a block of threads, and all be busy
 SLICE_BYTES = {"cpu": 4 * 2**20}
-DEFAULT_SLICE_BYTES = 512 * 2**20
+DEFAULT_SLICE_BYTES = 2**30
 
 
 def asked_of_hidden(
@@ -34,12 +34,11 @@ def asked_of_hidden(
     """
     weight: torch.Tensor = head.weight  # type: ignore[assignment]
     limit = SLICE_BYTES.get(hidden_KPD.device.type, DEFAULT_SLICE_BYTES)
-    size = max(1, limit // (4 * weight.shape[0]))
+    size = max(1, limit // (weight.element_size() * weight.shape[0]))
     edges = [*range(0, hidden_KPD.shape[1], size), hidden_KPD.shape[1]]
     # Which entries ask in which slice; they are in the order of their places
     cuts = np.searchsorted(asked_M, edges).tolist()
-    device = hidden_KPD.device
-    asked, targets = torch.from_numpy(asked_M).to(device), torch.from_numpy(targets_M).to(device)
+    asked, targets = (put(each, hidden_KPD.device) for each in (asked_M, targets_M))
     rows = []
     for hidden_PD in hidden_KPD.unbind(0):
         parts = []
@@ -55,9 +54,16 @@ def asked_of_logits(
     logits_KPV: torch.Tensor, asked_M: NDArray[np.int64], targets_M: NDArray[np.int64]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The same from logits that are there already."""
-    device = logits_KPV.device
-    asked, targets = torch.from_numpy(asked_M).to(device), torch.from_numpy(targets_M).to(device)
+    asked, targets = (put(each, logits_KPV.device) for each in (asked_M, targets_M))
     return _stacked([_of_logits(logits_PV, asked, targets) for logits_PV in logits_KPV])
+
+
+def put(values: NDArray[np.int64], device: torch.device) -> torch.Tensor:
+    """Values on the device, without waiting for what it is doing."""
+    tensor = torch.from_numpy(values)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _of_logits(
@@ -70,8 +76,13 @@ def _of_logits(
 
 
 def _totals(logits_PV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log of the summed exponentials, in float32, and the first of the largest logits."""
-    return torch.logsumexp(logits_PV.float(), -1), logits_PV.argmax(-1)
+    """Log of the summed exponentials, in float32, and the first of the largest logits.
+
+    Written out, so that a compiler makes one kernel of it, which never writes float32 logits.
+    """
+    largest_P1 = logits_PV.amax(-1, keepdim=True)
+    total_P = (logits_PV.float() - largest_P1.float()).exp().sum(-1)
+    return largest_P1[:, 0].float() + total_P.log(), logits_PV.argmax(-1)
 
 
 def _stacked(

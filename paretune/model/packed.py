@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from paretune.model.asked import asked_of_hidden, asked_of_logits
+from paretune.model.asked import asked_of_hidden, asked_of_logits, put
 from paretune.model.compilation import Regions
 from paretune.model.tree import BLOCK, TreeRow, block_mask, dense_mask
 
@@ -130,7 +130,7 @@ class PackedModel:
             self._model.set_attn_implementation(before)
 
     def _tensor(self, values: Any) -> torch.Tensor:
-        return torch.from_numpy(values).to(self._device)
+        return put(values, self._device)
 
 
 def _sample_tree(vocabulary: int) -> tuple[TreeRow, list[TreeRow]]:

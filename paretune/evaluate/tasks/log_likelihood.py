@@ -49,15 +49,14 @@ class LogLikelihoods:
         waiting: list[tuple[Packed, torch.Tensor, torch.Tensor]] = []
         for packed in self._rows(arms):
             log_p_KM, best_KM = arms.tree(packed.row)
-            targets_M = torch.from_numpy(packed.row.targets).to(best_KM.device)
-            waiting.append((packed, log_p_KM, best_KM != targets_M))
+            waiting.append((packed, log_p_KM, best_KM))
         # Read back at the end, so that a GPU never waits for the host
-        for packed, log_p_KM, missed_KM in waiting:
+        for packed, log_p_KM, best_KM in waiting:
             for arm in range(arms.count):
                 size = len(self.requests)
                 nats_M = log_p_KM[arm].double().cpu().numpy()
                 total[arm] += np.bincount(packed.request, weights=nats_M, minlength=size)
-                missed_M = missed_KM[arm].cpu().numpy()
+                missed_M = best_KM[arm].cpu().numpy() != packed.row.targets
                 misses[arm] += np.bincount(packed.request[missed_M], minlength=size)
         return total, (misses == 0) & np.isfinite(total)
 

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from paretune.data import arithmetic
+from paretune.data.hub import HubRows
 from paretune.data.local_files import local_rows
 from paretune.data.python_packages import PythonCorpus
 from paretune.data.rows import AnyRow, BadRow, Document, Fields, Pair, RowCounts
 from paretune.errors import UserError
-from paretune.study.sources import Arithmetic, DataConfig, Files, Hub, PocketProse, PythonPackages
+from paretune.study.sources import Arithmetic, DataConfig, Files, PocketProse, PythonPackages
 
 Wanted = Callable[[str, str], bool]
 """Of a row's id and group: whether the reader wants it."""
@@ -84,15 +85,8 @@ def open_source(data: DataConfig, *, where: str, pairs: bool) -> Source:
             _needs_documents("text", where, pairs)
         names, read = local_rows(data, where=where, pairs=pairs)
         return RowSource(read, {"files": names})
-    facts = {
-        "name": data.name,
-        "config": data.config,
-        "data_dir": data.data_dir,
-        "split": data.split,
-    }
-    return RowSource(
-        lambda: _hub_rows(data, where=where, pairs=pairs), {**facts, "revision": data.revision}
-    )
+    rows = HubRows(data, where=where, pairs=pairs)
+    return RowSource(rows, rows.facts)
 
 
 def _needs_documents(kind: str, where: str, pairs: bool) -> None:
@@ -112,32 +106,3 @@ def _prose() -> Iterator[Document | Pair | BadRow]:
     for number, line in enumerate(text.rstrip("\n").split("\n"), start=1):
         row = json.loads(line)
         yield fields.read(row, id=str(row["id"]), place=f"{PROSE} line {number}")
-
-
-def _hub_rows(data: Hub, *, where: str, pairs: bool) -> Iterator[AnyRow]:
-    fields = Fields(data.text, data.prompt, data.response, data.group, pairs)
-    try:
-        from datasets import load_dataset
-
-        stream = load_dataset(
-            data.name,
-            data.config,
-            data_dir=data.data_dir,
-            split=data.split,
-            revision=data.revision,
-            streaming=True,
-        )
-        for number, raw in enumerate(stream):
-            if data.limit is not None and number >= data.limit:
-                return
-            place = f"{data.name} {data.split} row {number}"
-            yield fields.read(dict(raw), id=f"{data.name}/{data.split}/{number}", place=place)
-    except UserError:
-        raise
-    except Exception as error:  # the hub's client raises many kinds, of several libraries
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{where}: the data set '{data.name}' could not be read from the Hugging Face hub "
-            f"({type(error).__name__}: {first_line}). Check its name, config, split and revision, "
-            "the network, and for a gated one that you are logged in (hf auth login)"
-        ) from error

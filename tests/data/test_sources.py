@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import sys
+import threading
 import types
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from data_helpers import questions, sentences, study, write_jsonl
 
+from paretune.data import stream
 from paretune.data.rows import AnyRow, Document, Pair
 from paretune.data.sources import open_source
-from paretune.errors import UserError
+from paretune.errors import Fault, UserError
 
 
 def read(data: dict[str, Any], *, regime: str = "cpt") -> list[AnyRow]:
@@ -120,6 +122,7 @@ def test_pocket_prose_is_in_the_package() -> None:
 def hub(monkeypatch: pytest.MonkeyPatch, load: Any) -> dict[str, Any]:
     module = types.ModuleType("datasets")
     module.load_dataset = load  # type: ignore[attr-defined]
+    monkeypatch.setattr(stream, "PAUSES", (0.0, 0.0))
     monkeypatch.setitem(sys.modules, "datasets", module)
     return {"from": "hub", "name": "some/corpus", "config": "en", "revision": "abc"}
 
@@ -154,17 +157,81 @@ def test_the_hub_is_streamed_and_no_further_than_needed(
 
 
 def test_a_failing_hub_is_one_clear_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = [0]
+
     def load(*args: Any, **kwargs: Any) -> Any:
+        tries[0] += 1
         raise ConnectionError("offline\nand a long story")
 
-    with pytest.raises(UserError, match=r"'some/corpus' could not be read .*ConnectionError: offl"):
+    with pytest.raises(Fault, match=r"'some/corpus' stopped at row 0 \(ConnectionError: offline\)"):
+        read(hub(monkeypatch, load))
+    assert tries == [3]
+
+
+def test_what_no_further_try_can_mend_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = [0]
+
+    def load(*args: Any, **kwargs: Any) -> Any:
+        tries[0] += 1
+        raise ValueError("Unknown split 'trian'")
+
+    with pytest.raises(UserError, match=r"'some/corpus' could not be read .*Unknown split"):
+        read(hub(monkeypatch, load))
+    assert tries == [1]
+
+
+def test_a_hub_that_fails_on_the_way_goes_on_at_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = [0]
+
+    def load(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        for n in range(5):
+            if n == calls[0]:
+                raise TimeoutError
+            yield {"text": f"row {n}"}
+
+    rows = read(hub(monkeypatch, load))
+    assert [row.text for row in rows] == [f"row {n}" for n in range(5)]
+    assert [row.id for row in rows] == [f"some/corpus/train/{n}" for n in range(5)]
+    assert calls == [5]
+
+
+def test_a_hub_that_hangs_is_left_and_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "PATIENCE", 0.2)
+    hang, calls = threading.Event(), [0]
+
+    def load(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        yield {"text": "one"}
+        if calls[0] == 1:
+            hang.wait()
+        yield {"text": "two"}
+
+    assert [row.text for row in read(hub(monkeypatch, load))] == ["one", "two"]
+    assert calls == [2]
+    hang.set()
+
+
+def test_a_hub_that_stays_away_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*args: Any, **kwargs: Any) -> Any:
+        yield {"text": "one"}
+        raise TimeoutError("nothing came")
+
+    with pytest.raises(
+        Fault, match=r"stopped at row 1 \(TimeoutError: nothing came\), and 2 further"
+    ):
         read(hub(monkeypatch, load))
 
 
-def test_a_hub_that_fails_on_the_way_is_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_set_that_changes_under_the_reader_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = [0]
+
     def load(*args: Any, **kwargs: Any) -> Any:
-        yield {"text": "one"}
+        calls[0] += 1
+        yield {"text": f"version {calls[0]}"}
         raise TimeoutError
 
-    with pytest.raises(UserError, match="TimeoutError: TimeoutError"):
+    with pytest.raises(UserError, match=r"changed while it was read \(row 0 is another now\)"):
         read(hub(monkeypatch, load))

@@ -55,5 +55,5 @@ clean:
 	@touch $@
 
 .venv/.development: .venv/.package
-	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@$(PIP) --no-build-isolation --editable '.[dev,ray,slurm,track]'
 	@touch $@

@@ -6,11 +6,15 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from paretune.errors import Stopped, UserError
+
+if TYPE_CHECKING:
+    from paretune.runner.executors import Executor
+    from paretune.study.config import Study
 
 app = typer.Typer(
     help="What a finetune learns and what it forgets, for every method, on your model and data.",
@@ -90,11 +94,29 @@ def run(
     no_report: Annotated[
         bool, typer.Option("--no-report", help="Leave the report to `paretune report`.")
     ] = False,
+    executor: Annotated[
+        str | None,
+        typer.Option("--executor", help="Spread the arms over workers: local, ray or slurm."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="How many; every GPU, or 2 on a CPU.")
+    ] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option("--slurm", help="For Slurm's job array: partition=long, timeout_min=600."),
+    ] = None,
 ) -> None:
     """Run a study, or go on with it where it stopped."""
     from paretune.study.yamlfile import load_study
 
-    _run(load_study(study), out, device, report=not no_report)
+    if executor is None and (workers is not None or slurm):
+        raise UserError("--workers and --slurm go with --executor local, ray or slurm")
+    spread = None
+    if executor is not None:
+        from paretune.runner.executors import executor as named
+
+        spread = named(executor, workers=workers, device=device, options=slurm or ())
+    _run(load_study(study), out, device, report=not no_report, executor=spread)
 
 
 @app.command()
@@ -343,17 +365,28 @@ def _truncate(
     _print(text)
 
 
-def _run(study: object, out: Path | None, device: str | None, *, report: bool = True) -> None:
+def _run(
+    study: Study,
+    out: Path | None,
+    device: str | None,
+    *,
+    report: bool = True,
+    executor: Executor | None = None,
+) -> None:
     from paretune.runner.progress import Terminal
     from paretune.runner.run import run as run_study
     from paretune.runner.stop import STOP
-    from paretune.study.config import Study
 
-    assert isinstance(study, Study)
     command = shlex.join(["paretune", *sys.argv[1:]])
     with STOP.listening(), Terminal() as progress:
         folder = run_study(
-            study, out, device=device, progress=progress, command=command, report=report
+            study,
+            out,
+            device=device,
+            progress=progress,
+            command=command,
+            report=report,
+            executor=executor,
         )
     if report:
         typer.echo(f"report: {(folder / 'report.html').resolve()}")

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -30,8 +30,11 @@ from paretune.runner.report import write_report
 from paretune.runner.workspace import Workspace, check_arms, workload
 from paretune.study.arms import ArmConfig
 from paretune.study.config import RepeatBest, Study, safe_name
-from paretune.study.plan import cohorts
+from paretune.study.plan import cohorts, spread
 from paretune.study.yamlfile import load_study
+
+if TYPE_CHECKING:
+    from paretune.runner.executors import Executor
 
 # Tokens of the base's own scoring passes on a GPU
 _GPU_TOKENS = 16_384
@@ -47,6 +50,7 @@ def run(
     progress: Progress | None = None,
     command: str = "",
     report: bool = True,
+    executor: Executor | None = None,
 ) -> Path:
     """Run a study, or go on with it where an earlier process stopped.
 
@@ -56,6 +60,7 @@ def run(
         device: ``cpu``, ``cuda``, ``cuda:1``; a GPU where there is one by default.
         command: what the user typed, for the report.
         report: write tables, figures and page at the end; they can be made later, elsewhere.
+        executor: who starts workers; this process does all of it by default.
 
     Returns:
         The study's folder.
@@ -66,8 +71,49 @@ def run(
     if not isinstance(study, Study):
         study = load_study(Path(study))
     folder = Path(out) if out is not None else Path("studies") / safe_name(study.config.name)
-    _Run(study, folder, choose(device), progress or Silent(), command).go(report)
+    progress = progress or Silent()
+    if executor is None:
+        take_part(study, folder, device=device, progress=progress, command=command, report=report)
+        return folder
+    _begin(study, folder, command)
+    executor.run(folder, progress)
+    if report:
+        with explained(folder):
+            write_report(folder)
     return folder
+
+
+def take_part(
+    study: Study,
+    folder: Path,
+    *,
+    device: str | None,
+    progress: Progress,
+    command: str = "",
+    workers: int = 1,
+    report: bool = False,
+) -> None:
+    """Take arms that no other process works on until the study is complete.
+
+    Args:
+        workers: processes that take part, so that arms are spread over them.
+    """
+    share = _Run(study, folder, choose(device), progress, command)
+    share.workers = workers
+    share.go(report)
+
+
+def _begin(study: Study, folder: Path, command: str) -> None:
+    """Check a study and freeze it, for the workers to find."""
+    check_arms(study)
+    ledger = Ledger(folder)
+    ledger.check_place()
+    with explained(folder), Leases(folder, {"device": "none"}) as leases:
+        while not leases.take(["study"]):
+            time.sleep(WAIT_SECONDS)
+        with leases.holding("study"):
+            ledger = Ledger.create(folder, study)
+            ledger.note(leases.name, "begun", command=command)
 
 
 class _Run:
@@ -88,6 +134,7 @@ class _Run:
         self.leases = Leases(folder, about)
         self.ledger = Ledger(folder)
         self._checked: set[str] = set()
+        self.workers = 1
 
     def go(self, report: bool) -> None:
         # All that can be known now is checked before the folder exists
@@ -165,7 +212,8 @@ class _Run:
         known = {arm_id for group in frozen_ids for arm_id in group}
         new = [arm for arm in arms if arm.id not in known]
         if new:
-            groups = cohorts(new, trained, workload(self.study.config, self.machine))
+            load = workload(self.study.config, self.machine)
+            groups = spread(cohorts(new, trained, load), self.workers)
             self.ledger.set_cohorts(frozen_ids + [[arm.id for arm in group] for group in groups])
 
     def _run_cohorts(self, work: Workspace) -> None:

@@ -59,6 +59,22 @@ def cohorts(
     return sorted(groups, key=lambda group: group[0].method == "full")
 
 
+def spread(groups: Sequence[list[ArmConfig]], workers: int) -> list[list[ArmConfig]]:
+    """Cohorts for several workers: the largest are halved until there is one for each.
+
+    An arm's result does not depend on its cohort, so this changes time and memory alone.
+    """
+    found = [list(group) for group in groups]
+    while found and len(found) < workers:
+        largest = max(range(len(found)), key=lambda i: len(found[i]))
+        group = found[largest]
+        if len(group) == 1:
+            break
+        half = (len(group) + 1) // 2
+        found[largest : largest + 1] = [group[:half], group[half:]]
+    return found
+
+
 def make_plan(
     groups: Sequence[Sequence[ArmConfig]],
     trained: Mapping[str, int],

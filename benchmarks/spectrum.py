@@ -113,8 +113,11 @@ def gpu(layers: int) -> Iterator[dict[str, Any]]:
     """A 7B pair on one GPU: every matrix's three spectra, an adapter's updates, all measures."""
     device = torch.device("cuda")
     card = torch.cuda.get_device_name()
-    memory = Path("/dev/shm") if Path("/dev/shm").exists() else Path(tempfile.gettempdir())
-    with tempfile.TemporaryDirectory(dir=memory) as text:
+    need = 5 * layers * sum(a * b for a, b in SEVEN_B.values())  # bytes: two bf16 models and more
+    places = [Path("/dev/shm"), Path(tempfile.gettempdir())]
+    roomy = [p for p in places if p.exists() and shutil.disk_usage(p).free > need]
+    print(f"{need / 1e9:.0f} GB needed; room in {roomy}", flush=True)
+    with tempfile.TemporaryDirectory(dir=roomy[0]) as text:
         folder = Path(text)
         started = time.perf_counter()
         write_pair(folder, SEVEN_B, layers, device)
@@ -143,7 +146,7 @@ def gpu(layers: int) -> Iterator[dict[str, Any]]:
         theirs = svdvals_seconds(SEVEN_B, device, torch.linalg.svdvals) * 32
         yield row(
             "all singular values of W0, W and the update",
-            f"7B shape, {count} matrices, bf16 shards in memory{note}",
+            f"7B shape, {count} matrices, bf16 shards on {roomy[0]}{note}",
             "s",
             peer="torch.linalg.svdvals, float32, one matrix of each shape, times their number",
             peer_value=theirs,

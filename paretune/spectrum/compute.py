@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -19,10 +20,10 @@ from paretune.spectrum.directions import BaseDirections
 from paretune.spectrum.matrices import Matrix
 from paretune.spectrum.measures import row
 from paretune.spectrum.singular import Spectrum, from_gram, gram, singular_values
+from paretune.spectrum.solvers import Pending, Solver, solver_for
 from paretune.spectrum.weights import Weights
 
-# On a GPU one worker computes Gram matrices and reads while another's solver runs. More do not
-# help: measured on an H200, solvers of several streams take turns
+# On a GPU one worker reads and computes Gram matrices while another's solver runs
 STREAMS = 2
 _CPU_BYTES = 2 << 30  # all workers' matrices together on a CPU
 
@@ -180,16 +181,23 @@ class _Pool:
 
     def _loop(self, device: torch.device, reader: ThreadPoolExecutor) -> None:
         reads = self._reads(device)
+        solver = solver_for(device)
+        waiting: deque[_Coming] = deque()
         coming: Future[Any] = reader.submit(next, reads, None)
         measured: _Measured | None = None
         while (item := coming.result()) is not None and not self.stopped.is_set():
             coming = reader.submit(next, reads, None)
             matrix, one, value = item
             if one is None:
-                measured = _Measured(matrix, value, self.base, self.options)
+                measured = _Measured(matrix, value, self.base, self.options, solver)
                 continue
             assert measured is not None
-            self.results.put(measured.found(one, value, self.factors.get((one.key, matrix.name))))
+            waiting.append(measured.coming(one, value, self.factors.get((one.key, matrix.name))))
+            while waiting and waiting[0].solved:
+                self.results.put(waiting.popleft().found())
+        solver.close()
+        for last in waiting:
+            self.results.put(last.found())
 
     def _reads(self, device: torch.device) -> Iterator[tuple[Matrix, Tuned | None, torch.Tensor]]:
         """W0 of a matrix, then the W of each tuned model, copied to the device."""
@@ -215,51 +223,106 @@ class _Measured:
     """W0 of one matrix, measured once, and what follows for each tuned model."""
 
     def __init__(
-        self, matrix: Matrix, W0: torch.Tensor, weights: Weights, options: Options
+        self,
+        matrix: Matrix,
+        W0: torch.Tensor,
+        weights: Weights,
+        options: Options,
+        solver: Solver,
     ) -> None:
         self.matrix = matrix
         self.W0 = W0
         self.options = options
+        self.solver = solver
         self.directions: BaseDirections | None = None
-        self.spectrum: Spectrum | None = None
+        self.pending: Pending | None = None
+        self._spectrum: Spectrum | None = None
         if not bool(torch.isfinite(W0).all()):
             raise UserError(_not_finite(weights, matrix.tensor))
         if options.vectors:
             self.directions = BaseDirections(matrix, W0)
-            self.spectrum = self._resolved(self.directions.own.spectrum, W0)
+            self.pending = _known(self.directions.own.spectrum)
         elif not options.delta_only:
-            self.spectrum = singular_values(W0, exact=options.exact)
+            self.pending = self.solve(W0)
 
-    def found(self, one: Tuned, W: torch.Tensor, factors: Spectrum | None) -> Found:
-        """The measures of one tuned model's W; ``factors``: the update's spectrum, where known."""
+    def spectrum(self) -> Spectrum | None:
+        """That of W0, once it is solved; None where only updates are looked at."""
+        if self._spectrum is None and self.pending is not None:
+            self._spectrum = self.resolved(self.pending, self.W0)
+        return self._spectrum
+
+    def coming(self, one: Tuned, W: torch.Tensor, factors: Spectrum | None) -> _Coming:
+        """Begin with one tuned model's W; ``factors``: the update's spectrum, where known."""
         matrix, options = self.matrix, self.options
         if not bool(torch.isfinite(W).all()):
             assert isinstance(one.source, Weights)
             raise UserError(_not_finite(one.source, one.names[matrix.tensor]))
         measures: dict[str, Any] = {}
-        tuned, delta = None, factors
+        tuned, delta = None, _known(factors) if factors is not None else None
         if self.directions is not None:
-            measures, tuned, dense = self.directions.measures(W, options.top, options.threshold)
-            tuned = self._resolved(tuned, W)
-            delta = delta or self._resolved(dense, W, self.W0)
+            measures, of_W, of_D = self.directions.measures(W, options.top, options.threshold)
+            tuned, delta = _known(of_W), delta or _known(of_D)
         elif not options.delta_only:
-            tuned = singular_values(W, exact=options.exact)
+            tuned = self.solve(W)
         if delta is None:
-            found = None if options.exact else from_gram(gram(W, self.W0))
-            delta = self._resolved(found, W, self.W0)
-        values = {"delta": delta.values}
-        if tuned is not None and self.spectrum is not None:
-            values |= {"tuned": tuned.values, "base": self.spectrum.values}
-        return Found(one.key, row(matrix, delta, self.spectrum, tuned) | measures, values)
+            delta = self.solve(W, self.W0)
+        return _Coming(self, one.key, W, measures, tuned, delta)
 
-    def _resolved(
-        self, found: Spectrum | None, W: torch.Tensor, minus: torch.Tensor | None = None
+    def solve(self, W: torch.Tensor, minus: torch.Tensor | None = None) -> Pending:
+        """Ask for the singular values of W, or of W - minus."""
+        if self.options.exact:
+            given_up = Pending()
+            given_up.set(None)
+            return given_up
+        return self.solver.add(gram(W, minus))
+
+    def resolved(
+        self, pending: Pending, W: torch.Tensor, minus: torch.Tensor | None = None
     ) -> Spectrum:
         """A spectrum of the Gram route if that resolves all values, else that of the exact SVD."""
+        found = pending.spectrum
+        if found is None and not self.options.exact:
+            found = from_gram(gram(W, minus))
         if found is not None and not found.unresolved and not self.options.exact:
             return found
         matrix = W if minus is None else W.double() - minus.double()
         return singular_values(matrix, exact=True)
+
+
+@dataclass
+class _Coming:
+    """A tuned model's matrix on its way: all that is known but for what the solver still owes."""
+
+    of: _Measured
+    key: Hashable
+    W: torch.Tensor
+    measures: dict[str, Any]
+    tuned: Pending | None
+    delta: Pending
+
+    @property
+    def solved(self) -> bool:
+        """Whether the solver owes nothing any more."""
+        return all(one is None or one.solved for one in (self.of.pending, self.tuned, self.delta))
+
+    def found(self) -> Found:
+        """The finished row."""
+        of = self.of
+        base = of.spectrum()
+        tuned = None if self.tuned is None else of.resolved(self.tuned, self.W)
+        delta = self.delta.spectrum
+        if delta is None or delta.route == "gram":
+            delta = of.resolved(self.delta, self.W, of.W0)
+        values = {"delta": delta.values}
+        if tuned is not None and base is not None:
+            values |= {"tuned": tuned.values, "base": base.values}
+        return Found(self.key, row(of.matrix, delta, base, tuned) | self.measures, values)
+
+
+def _known(spectrum: Spectrum) -> Pending:
+    known = Pending()
+    known.set(spectrum)
+    return known
 
 
 def _copy(stored: torch.Tensor, matrix: Matrix, device: torch.device) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib.util import find_spec
 from typing import Protocol
 
@@ -56,11 +57,12 @@ class Batched:
         self._direct = Direct()
         self._waiting: list[Pending] = []
         self._slots: torch.Tensor | None = None
+        self._broken = False
 
     def add(self, G: torch.Tensor) -> Pending:
         """Keep a copy of it; when all places are taken, solve all."""
         n = G.shape[0]
-        if n < SMALLEST:
+        if n < SMALLEST or self._broken:
             return self._direct.add(G)
         if self._slots is None or self._slots.shape[-1] != n:
             self._flush()
@@ -86,7 +88,12 @@ class Batched:
         from paretune.spectrum.tridiagonal import eigenvalues
 
         # What was recorded for these places solves all of them, also those left from before
-        values, good = eigenvalues(self._slots)
+        try:
+            values, good = eigenvalues(self._slots)
+        except RuntimeError as error:  # no compiler, no memory: the library's solver always works
+            warnings.warn(f"matrices are solved one by one: {error}", stacklevel=2)
+            self._give_up()
+            return
         # One copy to the host: a copy for each matrix would wait for the device each time
         ascending, kept = values.cpu(), good.tolist()
         for place, found in enumerate(self._waiting):
@@ -99,6 +106,12 @@ class Batched:
         if count < 4:
             return None
         return torch.zeros(count, n, n, dtype=torch.float64, device=self._device)
+
+    def _give_up(self) -> None:
+        for found in self._waiting:
+            found.set(None)
+        self._waiting, self._broken = [], True
+        self._release()
 
     def _release(self) -> None:
         if self._slots is not None:

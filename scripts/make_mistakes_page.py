@@ -43,6 +43,15 @@ FILES = """
 """
 
 
+MODELS = """
+## Models and adapters
+
+`paretune spectrum` stops at a model that is damaged or is no finetune of the base. Each message
+begins with the file or folder and names the tensor.
+
+"""
+
+
 def load(path: Path) -> ModuleType:
     """A test module, by its path."""
     sys.path.append(str(path.parent))  # for the helpers that it imports
@@ -104,6 +113,14 @@ def data() -> str:
     return ROWS + "\n" + table(rows) + FILES + table(files)
 
 
+def models() -> str:
+    """Damaged and unfit models, as a table."""
+    tests = load(ROOT / "tests" / "spectrum" / "test_damaged_models.py")
+    lines = ["| case | message |", "|---|---|"]
+    lines += [f"| {damage.name} | ...{damage.message}... |" for damage in tests.DAMAGES]
+    return MODELS + "\n".join(lines) + "\n"
+
+
 def code(content: bytes) -> str:
     """A row as inline code, cut where it is long."""
     text = content.decode("utf-8", "backslashreplace")
@@ -118,7 +135,7 @@ def table(rows: list[tuple[str, str, str]]) -> str:
 
 def page() -> str:
     """The whole page."""
-    return HEAD + study_files() + late() + data()
+    return HEAD + study_files() + late() + data() + models()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ bit which leaves valid JSON is found as surely as a torn file.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import zlib
@@ -53,8 +54,8 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read one JSON value; a damaged file is a UserError that names it."""
     try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(_text_of(path))
+    except (ValueError, RecursionError) as error:
         raise Damaged(
             path, f"{path}: not readable as JSON ({error}); restore or delete it"
         ) from error
@@ -76,11 +77,15 @@ def read_sealed(path: Path, *, required: bool = True) -> dict[str, Any]:
     """
     value = read_json(path)
     crc = value.pop("crc", None) if isinstance(value, dict) else None
-    if not isinstance(value, dict) or (
-        crc != _crc(_text(value)) if required or crc is not None else False
-    ):
+    try:
+        right = isinstance(value, dict) and (
+            crc == _crc(_text(value)) if required or crc is not None else True
+        )
+    except (ValueError, RecursionError):  # not a number, or half of a character
+        right = False
+    if not right:
         raise Damaged(path, f"{path}: damaged (its checksum differs)")
-    return value
+    return dict(value)
 
 
 def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -130,13 +135,13 @@ def read_rows(path: Path, *, sealed: bool) -> tuple[list[dict[str, Any]], dict[i
     damaged: dict[int, str] = {}
     if not path.exists():
         return rows, damaged
-    with path.open("rb") as file:
+    with _opened(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 break
             try:
                 rows.append(_row(line.decode().rstrip("\n"), sealed))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 damaged[number] = f"not readable ({error})"
     return rows, damaged
 
@@ -156,8 +161,21 @@ def set_aside(path: Path) -> Path:
 
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's content."""
-    with path.open("rb") as file:
+    with _opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _opened(path: Path) -> io.BufferedReader:
+    """A file to read; a folder in its place is damage."""
+    try:
+        return path.open("rb")
+    except IsADirectoryError as error:
+        raise Damaged(path, f"{path}: a folder, where a file should be; remove it") from error
+
+
+def _text_of(path: Path) -> str:
+    with _opened(path) as file:
+        return file.read().decode()
 
 
 def _row(text: str, sealed: bool) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from paretune.errors import Damaged, UserError
 from paretune.files import (
     append_jsonl,
@@ -21,6 +23,7 @@ from paretune.files import (
     write_text,
     write_with,
 )
+from paretune.runner.rows import SCORES, STATUS, checked, not_of_kind, plain_name
 from paretune.runner.study_folder import StudyFolder
 from paretune.study.arms import ArmConfig
 
@@ -41,7 +44,9 @@ class Ledger(StudyFolder):
 
     def arm_folder(self, arm_id: str) -> Path:
         """Where an arm's results lie; the base's for ``base``."""
-        return self.folder / BASE if arm_id == BASE else self.folder / "arms" / arm_id
+        if arm_id == BASE:
+            return self.folder / BASE
+        return self.folder / "arms" / plain_name(arm_id, f"{self.folder}/arms")
 
     def register(self, arms: Iterable[ArmConfig]) -> None:
         """Make a folder for each arm, with its complete configuration."""
@@ -54,7 +59,11 @@ class Ledger(StudyFolder):
         """Every arm of the study, repeats under other seeds included, by id."""
         found = {}
         for path in sorted((self.folder / "arms").glob("*/arm.json")):
-            arm = ArmConfig.model_validate(read_sealed(path, required=self.sealed))
+            plain_name(path.parent.name, str(path.parents[1]))
+            try:
+                arm = ArmConfig.model_validate(read_sealed(path, required=self.sealed))
+            except ValidationError as error:
+                raise not_of_kind(error, path) from error
             found[path.parent.name] = arm
         return found
 
@@ -85,7 +94,8 @@ class Ledger(StudyFolder):
 
     def scores(self, arm_id: str) -> list[dict[str, Any]]:
         """An arm's scores; a score written twice counts once."""
-        rows = read_jsonl(self.arm_folder(arm_id) / "scores.jsonl", sealed=self.sealed)
+        path = self.arm_folder(arm_id) / "scores.jsonl"
+        rows = checked(SCORES, read_jsonl(path, sealed=self.sealed), path)
         latest = {(row["tokens"], row["metric"]): row for row in rows}
         return [latest[key] for key in sorted(latest)]
 
@@ -116,6 +126,8 @@ class Ledger(StudyFolder):
                 for row in self.scores(arm_id)
             }
         path = self.items_path(arm_id, tokens, metric)
+        if not path.is_file():
+            raise Damaged(path, f"{path}: gone; `paretune run` makes it anew")
         expected = self._items_sums[arm_id].get((tokens, metric))
         if expected is not None and sha256(path) != expected:
             raise Damaged(path, f"{path}: damaged (its checksum differs); `paretune run` mends it")
@@ -126,7 +138,7 @@ class Ledger(StudyFolder):
         path = self.arm_folder(arm_id) / "status.json"
         status: dict[str, Any] = {"state": "planned", "step": 0, "tokens": 0, "seconds": 0.0}
         if path.exists():
-            status.update(read_sealed(path, required=self.sealed))
+            status.update(checked(STATUS, read_sealed(path, required=self.sealed), path))
         return status
 
     def set_status(self, arm_id: str, **changes: Any) -> None:
@@ -181,6 +193,7 @@ class Ledger(StudyFolder):
             raise UserError(f"{folder}: there is no checkpoint (see checkpoints.keep in the study)")
         sums = read_sealed(folder / "checksums.json", required=self.sealed)
         for name, expected in sums.items():
+            plain_name(name, str(folder / "checksums.json"))
             if not (folder / name).exists() or sha256(folder / name) != expected:
                 raise Damaged(
                     folder / name,

@@ -10,6 +10,7 @@ import pandas as pd
 from paretune.analyse.record import StudyRecord
 from paretune.files import read_json, read_jsonl
 from paretune.runner.ledger import BASE, Ledger
+from paretune.runner.rows import CURVE, checked
 
 _SCORE_COLUMNS = [
     "arm", "tokens", "metric", "side", "unit", "higher_is_better", "value", "stderr", "n",
@@ -37,7 +38,8 @@ def read_record(ledger: Ledger) -> StudyRecord:
 
 def _curve(ledger: Ledger, arm_id: str) -> pd.DataFrame:
     columns = ["leg", "step", "tokens", "loss", "grad_norm", "learning_rate"]
-    return pd.DataFrame(read_jsonl(ledger.arm_folder(arm_id) / "train.jsonl"), columns=columns)
+    path = ledger.arm_folder(arm_id) / "train.jsonl"
+    return pd.DataFrame(checked(CURVE, read_jsonl(path), path), columns=columns)
 
 
 def _provenance(ledger: Ledger) -> dict[str, Any]:

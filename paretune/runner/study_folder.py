@@ -20,6 +20,8 @@ from paretune.files import (
     write_sealed,
     write_text,
 )
+from paretune.runner.inside import refuse_links_out
+from paretune.runner.rows import COHORTS, ENDED, FACTS, LOG_ROW, checked, fits
 from paretune.study.config import Study
 from paretune.study.yamlfile import dump_study, parse_study
 
@@ -48,6 +50,7 @@ class StudyFolder:
                     f"{folder}: no study here ({part} is missing); "
                     "give the folder that `paretune run` wrote"
                 )
+        refuse_links_out(folder)
         ledger = cls(folder)
         ledger.check_format()
         return ledger
@@ -59,6 +62,7 @@ class StudyFolder:
         Raises:
             UserError: the folder holds another study, or files that are not a study.
         """
+        refuse_links_out(folder)
         ledger = cls(folder)
         frozen = folder / "study.yaml"
         resolved = dump_study(study)
@@ -185,8 +189,9 @@ class StudyFolder:
             return []
         if not self.sealed:
             old = read_json(path)
-            return list(old if isinstance(old, list) else old["cohorts"])
-        return list(read_sealed(path)["cohorts"])
+            held = {"cohorts": old} if isinstance(old, list) else old
+            return list(checked(COHORTS, held, path)["cohorts"])
+        return list(checked(COHORTS, read_sealed(path), path)["cohorts"])
 
     def set_cohorts(self, cohorts: list[list[str]]) -> None:
         """Freeze which arms train together."""
@@ -204,13 +209,15 @@ class StudyFolder:
             {"runner": path.stem, **row}
             for path in sorted((self.folder / "runs").glob("*.jsonl"))
             for row in read_rows(path, sealed=True)[0]
+            if fits(LOG_ROW, row)
         ]
         return sorted(rows, key=lambda row: str(row["time"]))
 
     def runs(self) -> list[dict[str, Any]]:
         """A row for each process that has ended: versions, device, seconds by phase."""
         ended = [row for row in self.log() if row["event"] == "ended"]
-        return read_jsonl(self.folder / "runs.jsonl") + ended
+        older = read_jsonl(self.folder / "runs.jsonl")
+        return [row for row in older + ended if fits(ENDED, row)]
 
 
 def _version() -> str:
@@ -219,7 +226,8 @@ def _version() -> str:
 
 def _facts(path: Path) -> dict[str, Any] | None:
     try:
-        return read_sealed(path)
+        facts: dict[str, Any] = checked(FACTS, read_sealed(path), path)
+        return facts
     except (Damaged, FileNotFoundError):
         return None
 

@@ -32,6 +32,8 @@ def write_with(path: Path, write: Callable[[Path], None]) -> None:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except IsADirectoryError as error:
+        raise _is_folder(path) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -170,7 +172,11 @@ def _opened(path: Path) -> io.BufferedReader:
     try:
         return path.open("rb")
     except IsADirectoryError as error:
-        raise Damaged(path, f"{path}: a folder, where a file should be; remove it") from error
+        raise _is_folder(path) from error
+
+
+def _is_folder(path: Path) -> Damaged:
+    return Damaged(path, f"{path}: a folder, where a file should be; remove it")
 
 
 def _text_of(path: Path) -> str:

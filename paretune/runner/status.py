@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from paretune.errors import Damaged
 from paretune.runner.ledger import Ledger
 
 
@@ -38,6 +39,9 @@ def status(folder: Path | str) -> list[ArmStatus]:
     order = [arm_id for group in ledger.cohorts() for arm_id in group]
     found = []
     for arm_id in [*order, *(other for other in arms if other not in order)]:
+        if arm_id not in arms:
+            path = ledger.arm_folder(arm_id) / "arm.json"
+            raise Damaged(path, f"{path}: gone; `paretune run` with the study file makes it anew")
         state = ledger.status(arm_id)
         reason = None
         if state["state"] == "diverged":

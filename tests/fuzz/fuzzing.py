@@ -7,9 +7,11 @@ or removed.
 
 from __future__ import annotations
 
+import getpass
 import os
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -88,12 +90,14 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
 
 @contextmanager
 def writing_only(*allowed: Path) -> Iterator[list[str]]:
-    """Every write elsewhere, as it happens; ``/dev`` is free to all."""
+    """Every write elsewhere, as it happens; ``/dev`` and the folder of PyTorch's own are free."""
     global _HOOKED
     if not _HOOKED:
         sys.addaudithook(_audit)
         _HOOKED = True
-    _WATCH.allowed = (*(Path(os.path.realpath(path)) for path in allowed), Path("/dev"))
+    compiled = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
+    places = (*allowed, Path("/dev"), compiled)
+    _WATCH.allowed = tuple(Path(os.path.realpath(path)) for path in places)
     _WATCH.elsewhere = []
     _WATCH.watching = True
     try:
@@ -137,7 +141,8 @@ def survives(
             if not str(error).strip():
                 found = Finding("an empty message", repr(error))
         except (Exception, Hung) as error:
-            frames = traceback.extract_tb(error.__traceback__)
+            trace = traceback.extract_tb(error.__traceback__)
+            frames = [frame for frame in trace if frame.filename != __file__] or trace
             own = [f for f in frames if "/paretune/" in f.filename] or frames
             last = own[-1]
             where = f"{Path(last.filename).name}:{last.name}"

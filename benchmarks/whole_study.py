@@ -30,11 +30,7 @@ FILES = {
     "arc_challenge": "arc_challenge-{split}.jsonl.gz",
     "winogrande": "winogrande_xl-{split}.jsonl.gz",
 }
-SPLITS = {
-    "hellaswag": ("validation",),
-    "arc_challenge": ("train", "validation", "test"),
-    "winogrande": ("train", "validation"),
-}
+SPLITS = ("train", "validation", "test")
 HUB = {
     "hellaswag": "Rowan/hellaswag",
     "arc_challenge": "allenai/ai2_arc/ARC-Challenge",
@@ -54,7 +50,10 @@ def study(given: argparse.Namespace) -> dict[str, Any]:
         "name": "whole-study",
         "base": str(given.base.resolve()),
         "regime": "cpt",
-        "target": {"data": {"from": "python-packages", "packages": "stdlib"}, "items": 4 if given.tiny else 64},
+        "target": {
+            "data": {"from": "python-packages", "packages": "stdlib"},
+            "items": 4 if given.tiny else 64,
+        },
         "source": {
             "self_probe": None,
             "tasks": [{"name": name, "limit": given.limit} for name in TASKS],
@@ -86,6 +85,20 @@ def theirs(given: argparse.Namespace, folder: Path, rank: int, rate: float) -> d
     own += ["--tiny"] if given.tiny else []
     seconds = seconds_of([sys.executable, __file__, *arm, *own])
     return {"seconds": seconds, **json.loads(result.read_text())}
+
+
+def first_loss(folder: Path, rank: int) -> float:
+    """The loss of our arms of a rank (0: full) at their first step, before any update."""
+    for path in sorted(folder.glob("arms/*/train.jsonl")):
+        if (json.loads((path.parent / "arm.json").read_text()).get("rank") or 0) == rank:
+            return float(json.loads(path.read_text().splitlines()[0])["loss"])
+    raise FileNotFoundError(f"{folder}: no arm of rank {rank}")
+
+
+def check(theirs: float, own: float) -> None:
+    """Both sides must train on the same batch from the same weights."""
+    if abs(theirs - own) > 0.01 * own:
+        raise SystemExit(f"first loss {own} against the peer's {theirs}: not the same work")
 
 
 def seconds_of(command: list[str]) -> float:
@@ -140,7 +153,9 @@ def peer(given: argparse.Namespace) -> None:
     scores: dict[int, dict[str, float]] = {}
 
     def data_of(name: str) -> Any:
-        files = {s: str(given.eval / FILES[name].format(split=s)) for s in SPLITS[name]}
+        paths = {split: given.eval / FILES[name].format(split=split) for split in SPLITS}
+        # A split that a task names must be there, also where it is not read
+        files = {s: str(p if p.exists() else paths["validation"]) for s, p in paths.items()}
         return lambda **_: load_dataset("json", data_files=files)
 
     tasks = [{"task": name, "custom_dataset": data_of(name)} for name in TASKS]
@@ -225,13 +240,14 @@ def main() -> None:
         folder = Path(name)
         own = ours(given, folder)
         print(f"paretune: {own:.1f} s", flush=True)
-        ran = (folder / "study" / "runs.jsonl").read_text().splitlines()[-1]
-        print(ran, flush=True)
+        for ran in sorted((folder / "study").glob("runs*/*.json*")):
+            print(ran.read_text().splitlines()[-1], flush=True)
         lora = [(r, lr) for r in RANKS for lr in LORA_RATES]
         found = [theirs(given, folder, r, lr) for r, lr in lora[: given.peer_arms]]
         full = theirs(given, folder, 0, FULL_RATES[0])
-        for each in (*found, full):
+        for each, rank in [*zip(found, (r for r, _ in lora), strict=False), (full, 0)]:
             print(json.dumps(each), flush=True)
+            check(each["first_losses"][0], first_loss(folder / "study", rank))
         mean = sum(each["seconds"] for each in found) / len(found)
         total = len(lora) * mean + len(FULL_RATES) * full["seconds"]
     work = (

@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from paretune.version import VERSION
+
 if TYPE_CHECKING:
     from paretune.analyse.frontier import frontier
     from paretune.analyse.matched import matched
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from paretune.study.arms import ArmConfig
     from paretune.study.config import Study, StudyConfig
     from paretune.study.yamlfile import load_study, parse_study
+
+__version__ = VERSION
 
 _WHERE = {
     "ArmConfig": "paretune.study.arms",

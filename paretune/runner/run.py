@@ -32,6 +32,7 @@ from paretune.study.arms import ArmConfig
 from paretune.study.config import RepeatBest, Study, safe_name
 from paretune.study.plan import cohorts, spread
 from paretune.study.yamlfile import load_study
+from paretune.version import VERSION
 
 if TYPE_CHECKING:
     from paretune.runner.executors import Executor
@@ -130,7 +131,7 @@ class _Run:
         self.seconds = Seconds()
         self.began = datetime.now(UTC)
         self.machine = measure(device)
-        about = {"device": str(device), "version": metadata.version("paretune")}
+        about = {"device": str(device), "version": VERSION}
         self.leases = Leases(folder, about)
         self.ledger = Ledger(folder)
         self._checked: set[str] = set()
@@ -340,8 +341,8 @@ class _Run:
 
 def versions() -> dict[str, str]:
     """Versions of what computes: Python, this package, and the libraries it rests on."""
-    names = ("paretune", "torch", "transformers", "tokenizers", "numpy")
-    found = {"python": platform.python_version()}
+    names = ("torch", "transformers", "tokenizers", "numpy")
+    found = {"python": platform.python_version(), "paretune": VERSION}
     for name in names:
         try:
             found[name] = metadata.version(name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,6 +23,7 @@ from paretune.runner.inside import refuse_links_out
 from paretune.runner.rows import COHORTS, ENDED, FACTS, LOG_ROW, checked, fits
 from paretune.study.config import Study
 from paretune.study.yamlfile import dump_study, parse_study
+from paretune.version import VERSION
 
 FORMAT = 2
 """Of the folder. 1 had no checksums; 2 seals every line and every JSON file."""
@@ -72,7 +72,7 @@ class StudyFolder:
             ledger._same_study(study, frozen, begun)
             return ledger
         ledger.check_place()
-        ledger.set_facts(format=FORMAT, paretune=_version(), study=_digest(resolved))
+        ledger.set_facts(format=FORMAT, paretune=VERSION, study=_digest(resolved))
         write_text(frozen, resolved)
         return ledger
 
@@ -137,7 +137,7 @@ class StudyFolder:
         if self.format > FORMAT:
             raise UserError(
                 f"{self.folder}: written by a newer version ({self.facts().get('paretune')}, "
-                f"format {self.format}); this is {_version()}, which knows formats up to {FORMAT}. "
+                f"format {self.format}); this is {VERSION}, which knows formats up to {FORMAT}. "
                 "Update paretune"
             )
 
@@ -218,10 +218,6 @@ class StudyFolder:
         ended = [row for row in self.log() if row["event"] == "ended"]
         older = read_jsonl(self.folder / "runs.jsonl")
         return [row for row in older + ended if fits(ENDED, row)]
-
-
-def _version() -> str:
-    return metadata.version("paretune")
 
 
 def _facts(path: Path) -> dict[str, Any] | None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from paretune.runner.record import record_of as load
     from paretune.runner.report import write_report
     from paretune.runner.run import run
+    from paretune.runner.spectrum import model_spectra, study_spectra
     from paretune.runner.status import ArmStatus, status
     from paretune.study.arms import ArmConfig
     from paretune.study.config import Study, StudyConfig
@@ -51,10 +52,12 @@ _WHERE = {
     "load": "paretune.runner.record:record_of",
     "load_study": "paretune.study.yamlfile",
     "matched": "paretune.analyse.matched",
+    "model_spectra": "paretune.runner.spectrum",
     "parse_study": "paretune.study.yamlfile",
     "plan": "paretune.runner.planner",
     "run": "paretune.runner.run",
     "status": "paretune.runner.status",
+    "study_spectra": "paretune.runner.spectrum",
     "tidy": "paretune.analyse.results",
     "write_report": "paretune.runner.report",
 }
@@ -77,10 +80,12 @@ __all__ = [
     "load",
     "load_study",
     "matched",
+    "model_spectra",
     "parse_study",
     "plan",
     "run",
     "status",
+    "study_spectra",
     "tidy",
     "write_report",
 ]

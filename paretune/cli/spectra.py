@@ -33,7 +33,7 @@ def spectrum(
     ] = False,
     vectors: Annotated[
         bool,
-        typer.Option("--vectors", help="Angles and intruder dimensions too: twice the time."),
+        typer.Option("--vectors", help="Angles and intruder dimensions too: slower."),
     ] = False,
     top: Annotated[int, typer.Option("--top", min=1, help="Leading directions looked at.")] = 10,
     threshold: Annotated[

@@ -18,17 +18,24 @@ from paretune.spectrum.singular import Spectrum, factor_values
 from paretune.spectrum.weights import ADAPTER, Entry, Weights, read_header
 
 CONFIG = "adapter_config.json"
-_PART = re.compile(r"^base_model\.model\.(?P<layer>.+)\.lora_(?P<part>[AB])\.(?:\w+\.)?weight$")
+_PART = re.compile(
+    r"^base_model\.model\.(?P<layer>.+)\.lora_"
+    r"(?P<part>A|B|magnitude_vector)(?:\.(?:\w+\.)?weight)?$"
+)
 _BATCH_BYTES = 1 << 30  # float64 factors in one batched call
 
 
 @dataclass(frozen=True)
 class Factors:
-    """One matrix's update gamma B A: the names of its factors, and its scale."""
+    """One matrix's update gamma B A: the names of its factors, and its scale.
+
+    With ``magnitude`` (DoRA) the rows of W0 + gamma B A are brought to the lengths that it holds.
+    """
 
     A: str
     B: str
     gamma: float
+    magnitude: str | None = None
 
 
 @dataclass
@@ -53,6 +60,8 @@ class Adapter:
         parts: dict[str, dict[str, str]] = {}
         for name in entries:
             found = _PART.match(name)
+            if name.endswith(".bias"):
+                continue  # a vector, not a matrix's update
             if not found:
                 raise UserError(
                     f"{folder / ADAPTER}: {name} is not part of a low-rank update; "
@@ -66,12 +75,17 @@ class Adapter:
                 raise UserError(
                     f"{folder / ADAPTER}: the base has no matrix {layer}; is this an adapter of it?"
                 )
-            if set(names) != {"A", "B"}:
+            if not {"A", "B"} <= set(names):
                 have = next(iter(names.values()))
                 raise UserError(f"{folder / ADAPTER}: {have} is there, the other factor is missing")
             _check_shapes(folder, entries, names, matrix)
             rank = entries[names["A"]].shape[0]
-            factors[matrix.tensor] = Factors(names["A"], names["B"], _gamma(config, layer, rank))
+            factors[matrix.tensor] = Factors(
+                names["A"],
+                names["B"],
+                _gamma(config, layer, rank),
+                names.get("magnitude_vector"),
+            )
         return cls(folder, Weights(folder, entries), factors)
 
     def pair(self, tensor: str) -> tuple[torch.Tensor, torch.Tensor, float]:
@@ -83,24 +97,34 @@ class Adapter:
                 raise UserError(f"{self.folder / ADAPTER}: {name} holds values that are not finite")
         return B, A, own.gamma
 
-    def update(self, tensor: str, device: torch.device) -> torch.Tensor | None:
-        """The whole update [d_out, d_in] in float64; None where the adapter has none."""
+    def tuned(self, tensor: str, W0: torch.Tensor) -> torch.Tensor:
+        """W [d_out, d_in] in float64 on W0's device; W0 itself where the adapter has no part."""
+        W0 = W0.double()
         if tensor not in self.factors:
-            return None
+            return W0
         B, A, gamma = self.pair(tensor)
-        return gamma * (B.to(device).double() @ A.to(device).double())
+        W = W0 + gamma * (B.to(W0) @ A.to(W0))
+        name = self.factors[tensor].magnitude
+        if name is not None:
+            # Liu et al. (2024): the length of each row is trained by itself
+            length = self.weights.tensor(name).to(W0).flatten()
+            W = W * (length / torch.linalg.vector_norm(W, dim=1))[:, None]
+        return W
 
     def spectra(
         self, matrices: Iterable[Matrix], device: torch.device
     ) -> Iterator[tuple[Matrix, Spectrum]]:
         """The updates' singular values, matrices of one shape and rank in batches.
 
-        A matrix without an adapter has a single zero.
+        A matrix without an adapter has a single zero. Those with DoRA are left out: their update
+        is not of low rank.
         """
         groups: dict[tuple[int, int, int], list[Matrix]] = {}
         for matrix in matrices:
             if matrix.tensor not in self.factors:
                 yield matrix, Spectrum(torch.zeros(1, dtype=torch.float64), "factors")
+                continue
+            if self.factors[matrix.tensor].magnitude is not None:
                 continue
             rank = self.weights.entries[self.factors[matrix.tensor].A].shape[0]
             groups.setdefault((matrix.d_out, matrix.d_in, rank), []).append(matrix)
@@ -124,11 +148,6 @@ def _refuse(folder: Path, config: dict[str, Any]) -> None:
     kind = str(config.get("peft_type", "")).upper()
     if kind != "LORA":
         raise UserError(f"{folder / CONFIG}: a {kind or 'nameless'} adapter; only LoRA is read")
-    if config.get("use_dora"):
-        raise UserError(
-            f"{folder / CONFIG}: a DoRA adapter, whose update is not of low rank; "
-            "merge it into its base and give the merged model"
-        )
     if not (folder / ADAPTER).exists():
         raise UserError(f"{folder}: {ADAPTER} is missing; save the adapter as safetensors")
 

@@ -111,7 +111,7 @@ def spectra(
         left = [
             one for one in tuned
             if wanted(one.key, matrix.name)
-            and not (options.delta_only and isinstance(one.source, Adapter))
+            and not (options.delta_only and (one.key, matrix.name) in factors)
         ]  # fmt: skip
         if left:
             tasks.append(_Task(matrix, left))
@@ -211,8 +211,7 @@ class _Pool:
             yield matrix, None, W0
             for one in task.tuned:
                 if isinstance(one.source, Adapter):
-                    update = one.source.update(matrix.tensor, device)
-                    value = W0.double() if update is None else W0.double() + update
+                    value = one.source.tuned(matrix.tensor, W0)
                 else:
                     name = one.names[matrix.tensor]
                     value = _copy(one.source.tensor(name, matrix.expert), matrix, device)

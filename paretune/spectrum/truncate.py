@@ -83,15 +83,13 @@ def updates(
 
 def update(base: Weights, tuned: Tuned, matrix: Matrix, device: torch.device) -> torch.Tensor:
     """One matrix's W - W0 [d_out, d_in] in float64."""
+    W0 = base.tensor(matrix.tensor, matrix.expert).to(device).double()
+    W0 = W0.T if matrix.transposed else W0
     if isinstance(tuned.source, Adapter):
-        found = tuned.source.update(matrix.tensor, device)
-        if found is not None:
-            return found
-        return torch.zeros(matrix.d_out, matrix.d_in, dtype=torch.float64, device=device)
+        return tuned.source.tuned(matrix.tensor, W0) - W0
     name = tuned.names[matrix.tensor]
     W = tuned.source.tensor(name, matrix.expert).to(device).double()
-    D = W - base.tensor(matrix.tensor, matrix.expert).to(device).double()
-    return D.T if matrix.transposed else D
+    return (W.T if matrix.transposed else W) - W0
 
 
 def write_adapter(

@@ -124,6 +124,40 @@ def test_an_adapter_equals_its_merged_model(
     assert alone["frobenius_relative"].isna().all()
 
 
+@BOTH
+def test_a_dora_adapter_equals_its_merged_model(
+    fixture: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Its update is not of low rank: it is measured as the merged model's is."""
+    base = request.getfixturevalue(fixture).name
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    targets = ["q_proj", "down_proj"] if fixture == "tiny_base" else ["c_attn", "c_fc"]
+    config = peft.LoraConfig(
+        r=4, target_modules=targets, init_lora_weights=False, use_dora=True,
+        fan_in_fan_out=fixture == "tiny_gpt2",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    adapted = peft.get_peft_model(model, config)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "magnitude" in name:
+                parameter.mul_(1 + 0.1 * torch.rand_like(parameter))
+    adapted.save_pretrained(tmp_path / "adapter")
+    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
+    names = [str(tmp_path / "adapter"), str(tmp_path / "merged")]
+    for options in (Options(), Options(delta_only=True)):
+        folder = tmp_path / f"out{options.delta_only}"
+        table = model_spectra(base, names, folder, options=options, device="cpu")
+        adapter, merged = (
+            table[table["model"] == name].set_index("matrix").sort_index() for name in names
+        )
+        trained = adapter["module"].isin(targets)
+        assert (adapter.loc[trained, "effective_rank"] > 4).all()  # more than its factors have
+        for column in ("frobenius", "spectral", "effective_rank"):
+            ours, theirs = (f.loc[trained, column].to_numpy(float) for f in (adapter, merged))
+            assert ours == pytest.approx(theirs, rel=1e-4)
+
+
 def test_names_with_a_prefix_are_matched(tiny_base: Base, tmp_path: Path) -> None:
     """A bare model, saved without its head, has no ``model.`` before its names."""
     model = tuned_copy(tiny_base.name, tmp_path / "whole")

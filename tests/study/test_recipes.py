@@ -74,6 +74,9 @@ TRAPEZOID = {"shape": "trapezoid", "warmup": "1000ba"}
 COSINE = {"shape": "cosine", "warmup": "10%", "final": 0.01}
 
 
+LEARNING = {"code": "humaneval/pass@1", "math": "gsm8k/exact_match,strict-match"}
+
+
 @pytest.mark.parametrize(
     ("name", "rates", "decay", "shape", "budgets", "mode", "schedule"),
     [
@@ -105,6 +108,8 @@ def test_papers_hyperparameters(
     assert [str(budget) for budget in config.budgets.at] == budgets
     assert config.budgets.mode == mode
     assert config.regime == name[-3:]
+    assert config.learning_metric() == LEARNING[name[:4]]
+    assert config.forgetting_metric() == "forgetting_score"
     for arm in study.arms:
         assert (arm.optimizer, arm.betas, arm.clip) == ("lion", (0.9, 0.95), 1.0)
         assert (arm.weight_decay_relative or 0.0) == decay
@@ -113,6 +118,20 @@ def test_papers_hyperparameters(
             assert (arm.gamma, arm.lora_dropout, arm.targets) == (2.0, 0.05, "all")
     if mode == "cooldown":
         assert study.arms[0].schedule.cooldown_span() == "20%"
+
+
+def test_papers_ablations() -> None:
+    """Figures 4 and 7: section 5 and appendix of Biderman et al. (2024)."""
+    regularisers = parse_study(read_recipe("paper-code-ift-regularisers"), "regularisers").arms
+    full = [arm for arm in regularisers if arm.method == "full"]
+    assert {arm.weight_decay_relative or 0.0 for arm in full} == {0.0, 5e-5, 1e-4}
+    assert {arm.attention_dropout for arm in full} == {None, 0.05, 0.1}
+    assert {arm.rank for arm in regularisers if arm.method == "lora"} == {16, 256}
+    targets = parse_study(read_recipe("paper-code-ift-targets"), "targets").arms
+    assert {(arm.rank, arm.targets) for arm in targets} == {
+        (rank, target) for rank in (16, 64, 256) for target in ("attention", "mlp", "all")
+    }
+    assert {arm.gamma for arm in targets} == {2.0}
 
 
 def test_published_schema_is_up_to_date() -> None:

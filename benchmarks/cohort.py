@@ -23,14 +23,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cohort_models import NAMES, clear, flops_per_token, full, loading, lora, token_blocks
+from cohort_instruct import packed, pairs, tokenizer, trl_loop
+from cohort_models import (
+    NAMES,
+    clear,
+    flops_per_token,
+    full,
+    loading,
+    lora,
+    shape_of,
+    token_blocks,
+)
 from cohort_peers import Timing, peft_loop, timed, transformers_loop, wait
 from cohort_profile import profile
 from measurements import row, write
+from torch._dynamo.utils import counters
 
 from paretune.data.blocks import Blocks
 from paretune.model.trainee import Trainee, full_arm, lora_cohort
 from paretune.study.arms import ArmConfig
+from paretune.study.memory import Batch, cohort_bytes
 from paretune.train.piece import PieceRunner
 from paretune.train.schedule import Resolved
 from paretune.train.trainer import Trainer
@@ -40,7 +52,9 @@ CARD = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 LIMIT = 790e12
 TINY = False
 ROWS: dict[str, Callable[[], list[dict[str, Any]]]] = {}
-VARIANT: dict[str, Any] = {}
+DATA = Path(__file__).resolve().parents[2] / "shared"
+PREDICTED: list[tuple[str, float, float]] = []
+"""What was run, and its peak memory as predicted and as measured, in GiB."""
 
 
 def claim(function: Callable[[], list[dict[str, Any]]]) -> Callable[[], list[dict[str, Any]]]:
@@ -54,8 +68,14 @@ def shape(name: str) -> str:
     return "tiny" if TINY else name
 
 
-def trainer_of(arms: Sequence[ArmConfig], name: str, blocks: Blocks, batch: int) -> Trainer:
-    """A trainer whose batches go through the device whole."""
+def trainer_of(
+    arms: Sequence[ArmConfig], name: str, blocks: Blocks, batch: int, *, backend: str | None = None
+) -> Trainer:
+    """A trainer whose pieces are as large as the memory model lets them be.
+
+    Args:
+        backend: ``none`` for eager code, without our attention or graphs.
+    """
     with loading(name, DEVICE) as base:
         trainee: Trainee = (
             full_arm(base, arms[0], DEVICE)
@@ -64,13 +84,19 @@ def trainer_of(arms: Sequence[ArmConfig], name: str, blocks: Blocks, batch: int)
         )
     trainer = Trainer(trainee, blocks, batch)
     trainee.rows = batch
-    if VARIANT:
-        trainer.runner = PieceRunner(trainee, **VARIANT)
+    trainer.fit_memory(shape_of(name))
+    if backend:
+        trainer.runner = PieceRunner(trainee, backend=backend)
+        trainer._capacity = 0
     return trainer
 
 
-def ours(trainer: Trainer, *, warm: int = 4, steps: int = 8) -> Timing:
-    """Time whole steps of all arms; the losses are the first arm's."""
+def ours(trainer: Trainer, name: str, work: str, *, warm: int = 4, steps: int = 8) -> Timing:
+    """Time whole steps of all arms; the losses are the first arm's.
+
+    Raises:
+        AssertionError: something was compiled after the second step.
+    """
     arms = trainer.trainee.arms
     always = [Resolved("constant", 0, 10**6, 10**6, 0.0) for _ in arms]
     started = time.perf_counter()
@@ -82,7 +108,16 @@ def ours(trainer: Trainer, *, warm: int = 4, steps: int = 8) -> Timing:
         trainer.step(t + 1, always)
         return trainer._log.loss_K[-1]
 
-    done = timed(lambda t: step(t)[0], DEVICE, warm - 1, steps)
+    step(0)
+    compiled = counters["stats"]["unique_graphs"]
+    done = timed(lambda t: step(t + 1)[0], DEVICE, warm - 2, steps)
+    assert counters["stats"]["unique_graphs"] == compiled, "compiled again after the second step"
+    trained = {arms[i].id: f.count for f in trainer.trainee.flats for i in f.arms}
+    batch = Batch(trainer.batch_size, trainer.blocks.block_length)
+    rows = trainer.trainee.rows
+    expected = cohort_bytes(shape_of(name), arms, trained, batch, rows, "cuda") / 2**30
+    PREDICTED.append((f"{name} {work}, {rows} rows", expected, done.memory / 2**30))
+    print(f"  {rows} rows at a time; predicted {expected:.1f} GiB", flush=True)
     done.losses = [float(loss[0]) for loss in trainer._log.loss_K]
     return done
 
@@ -180,7 +215,7 @@ def cohort_row(
         start = {k: v.clone() for k, v in trainer.trainee.flats[0].tensors(0).items()}
         first = trainer.trainee.arms[0]
         clear(DEVICE)
-        mine = ours(trainer)
+        mine = ours(trainer, name, f"{len(ranks)} arms")
         where = profile(trainer) if DEVICE.type == "cuda" else ""
         del trainer
         peers = []
@@ -202,22 +237,36 @@ def cohort_row(
             )
             print(f"  PEFT autocast={autocast}: {batch * length / peers[-1].seconds:,.0f} tok/s")
         clear(DEVICE)
-        peer = min(peers, key=lambda p: p.seconds)
-        print(f"  losses differ by {agree(mine, peer, 1e-2):.1e}")
-        return report(
+        print(f"  losses differ by {agree(mine, peers[0], 1e-2):.1e}")
+        tokens = batch * length
+        rows = report(
             title,
             name,
             f"rank {ranks[0]}, {len(ranks)} x {batch} x {length}",
             mine,
-            len(ranks) * batch * length,
+            len(ranks) * tokens,
             goal=goal,
-            peer=peer,
-            peer_tokens=batch * length,
+            peer=peers[0],
+            peer_tokens=tokens,
             peer_name="PEFT, one arm after another" if len(ranks) > 1 else "PEFT",
             length=length,
             memory_goal=memory_goal,
             where=where,
         )
+        # The same loop as users of transformers' Trainer with bf16=True have it
+        under = report(
+            f"{title}, the peer under autocast",
+            name,
+            f"rank {ranks[0]}, {len(ranks)} x {batch} x {length}",
+            mine,
+            len(ranks) * tokens,
+            goal=None,
+            peer=peers[1],
+            peer_tokens=tokens,
+            peer_name="PEFT under autocast",
+            length=length,
+        )
+        return rows + under
 
 
 @claim
@@ -259,7 +308,7 @@ def mixed_ranks() -> list[dict[str, Any]]:
             chosen = [lora(rank, x if x < 1 else 1e-4 * (1 + x / 100)) for rank, x in arms]
             trainer = trainer_of(chosen, name, blocks, batch)
             clear(DEVICE)
-            found.append(ours(trainer))
+            found.append(ours(trainer, name, "12 arms"))
             del trainer
             clear(DEVICE)
     mixed, uniform = found
@@ -288,7 +337,7 @@ def full_row(title: str, name: str, goal: float | None, *, peer: bool) -> list[d
         blocks = token_blocks(Path(folder), name, 64 * batch, length)
         trainer = trainer_of([full()], name, blocks, batch)
         clear(DEVICE)
-        mine = ours(trainer)
+        mine = ours(trainer, name, "full")
         where = profile(trainer) if DEVICE.type == "cuda" else ""
         del trainer
         clear(DEVICE)
@@ -325,15 +374,150 @@ def full_7b() -> list[dict[str, Any]]:
     return full_row("full finetuning", "7b", None, peer=False)
 
 
+def instruct_row(count: int, goal: float, folder: Path) -> list[dict[str, Any]]:
+    """Arms on packed pairs, beside the faster of TRL's two ways."""
+    name = shape("3b")
+    batch, length, warm, steps = (2, 128, 2, 2) if TINY else (4, 1024, 3, 6)
+    tokens = tokenizer(DATA / "models" / "english-30m")
+    chosen = pairs(DATA / "data" / "instruct", 200 if TINY else 6000)
+    blocks, fill = packed(folder / "rows", chosen, tokens, length)
+    arms = [lora(16, 1e-4 * (1 + i / 100)) for i in range(count)]
+    trainer = trainer_of(arms, name, blocks, batch)
+    clear(DEVICE)
+    mine = ours(trainer, name, f"{count} arms on pairs")
+    where = profile(trainer) if DEVICE.type == "cuda" else ""
+    del trainer
+    ways = {"packed rows (bfd)": (True, batch), "padded, grouped by length": (False, batch * 12)}
+    for way, (packing, rows) in ways.items() if not TRL else ():
+        clear(DEVICE)
+        try:
+            TRL[way] = trl_loop(
+                name,
+                chosen,
+                tokens,
+                packing=packing,
+                length=length,
+                batch=rows,
+                rank=16,
+                rate=1e-4,
+                device=DEVICE,
+                folder=folder / "trl",
+                warm=warm,
+                steps=steps,
+            )
+            rate = TRL[way][1] / TRL[way][0].seconds
+            print(f"  TRL, {way}: {rate:,.0f} tok/s, first loss {TRL[way][0].losses[0]:.3f}")
+        except Exception:
+            traceback.print_exc()
+    clear(DEVICE)
+    way, (peer, peer_tokens) = max(TRL.items(), key=lambda item: item[1][1] / item[1][0].seconds)
+    print(f"  first losses {mine.losses[0]:.3f} and {peer.losses[0]:.3f}")
+    assert abs(mine.losses[0] / peer.losses[0] - 1) < 0.02, "not the same loss on other batches"
+    return report(
+        f"LoRA on instruction pairs, {count} arm{'s' if count > 1 else ''}",
+        name,
+        f"rank 16, {count} x {batch} x {length}, {fill:.0%} of it text; text tokens count",
+        mine,
+        int(count * batch * length * fill),
+        goal=goal,
+        peer=peer,
+        peer_tokens=int(peer_tokens),
+        peer_name=f"TRL SFTTrainer with PEFT and Liger, {way}",
+        length=length,
+        where=where,
+    )
+
+
+TRL: dict[str, tuple[Timing, float]] = {}
+
+
+@claim
+def instruct_12() -> list[dict[str, Any]]:
+    """Twelve arms on pairs."""
+    with tempfile.TemporaryDirectory() as folder:
+        return instruct_row(12, 8, Path(folder))
+
+
+@claim
+def instruct_1() -> list[dict[str, Any]]:
+    """One arm on pairs."""
+    with tempfile.TemporaryDirectory() as folder:
+        return instruct_row(1, 1.7, Path(folder))
+
+
+@claim
+def rounding() -> list[dict[str, Any]]:
+    """Losses of arms in a cohort, beside the same arms alone, compiled and eager, on real text."""
+    name = shape("0.1b")
+    batch, length, steps = (2, 64, 4) if TINY else (4, 512, 30)
+    rates = [1e-4, 3e-4, 1e-3, 3e-3]
+    arms = [lora(16, rate) for rate in rates]
+    always = [Resolved("constant", 0, 10**6, 10**6, 0.0)]
+    with tempfile.TemporaryDirectory() as folder:
+        tokens = tokenizer(DATA / "models" / "english-30m")
+        chosen = pairs(DATA / "data" / "instruct", 400 if TINY else 4000)
+        blocks, _ = packed(Path(folder), chosen, tokens, length)
+
+        def losses(some: list[ArmConfig], backend: str | None) -> dict[str, torch.Tensor]:
+            trainer = trainer_of(some, name, blocks, batch, backend=backend)
+            for t in range(steps):
+                trainer.step(t, always * len(some))
+            found = torch.stack(trainer._log.loss_K).double().cpu()
+            return {a.id: found[:, i] for i, a in enumerate(trainer.trainee.arms)}
+
+        together = losses(arms, None)
+        rows = []
+        worst = 0.0
+        for arm in arms:
+            compiled = losses([arm], None)[arm.id]
+            eager = losses([arm], "none")[arm.id]
+            spread = float((compiled - eager).abs().max())
+            apart = min(float((together[arm.id] - solo).abs().max()) for solo in (compiled, eager))
+            worst = max(worst, apart / spread if spread else float(apart > 0))
+            print(f"  {arm.label}: in cohort {apart:.2e}, eager against compiled {spread:.2e}")
+            rows.append((apart, spread))
+        clear(DEVICE)
+        return [
+            row(
+                "losses in a cohort beside alone, bf16",
+                f"{NAMES[name]}, 4 arms on instruction pairs, {steps} steps",
+                "of the distance between two solo runs (eager, compiled), at most",
+                our_value=worst,
+                goal="at most 1",
+                device=CARD,
+            )
+        ]
+
+
+def predictions() -> list[dict[str, Any]]:
+    """How far predicted peak memory lies from measured, over all that was run."""
+    if not PREDICTED or DEVICE.type == "cpu":
+        return []
+    for what, expected, measured in PREDICTED:
+        print(f"  {what}: predicted {expected:.1f}, measured {measured:.1f} GiB")
+    worst = max(PREDICTED, key=lambda p: abs(p[1] / p[2] - 1))
+    return [
+        row(
+            "peak memory predicted before training",
+            f"{len(PREDICTED)} configurations; the farthest: {worst[0]}",
+            "relative error at most",
+            our_value=max(abs(e / m - 1) for _, e, m in PREDICTED),
+            goal="at most 0.1",
+            device=CARD,
+        )
+    ]
+
+
 def main() -> None:
     """Measure the chosen rows; one that fails is reported and the rest go on."""
-    global TINY
+    global DATA, TINY
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--tiny", action="store_true", help="a toy shape, to try the script")
+    parser.add_argument("--data", type=Path, default=DATA, help="the folder shared")
     parser.add_argument("--out", type=Path, help="write the rows here instead")
     options = parser.parse_args()
-    TINY = options.tiny
+    TINY, DATA = options.tiny, options.data
     rows: list[dict[str, Any]] = []
     for name in options.rows.split(","):
         print(f"{name}:", flush=True)
@@ -346,7 +530,10 @@ def main() -> None:
         print(f"  {time.perf_counter() - started:.0f} s", flush=True)
         if options.out:
             options.out.write_text(json.dumps(rows, indent=2))
-    if not options.out:
+    rows += predictions()
+    if options.out:
+        options.out.write_text(json.dumps(rows, indent=2))
+    else:
         write("cohort", rows)
 
 

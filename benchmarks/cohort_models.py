@@ -14,8 +14,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from paretune.data.blocks import Blocks
 from paretune.model import trainee as trainees
+from paretune.model.shape import model_shape
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
+from paretune.study.memory import ModelShape
 
 # vocabulary, width, inner width, layers, heads, key-value heads, head and embedding tied
 SHAPES = {
@@ -23,7 +25,7 @@ SHAPES = {
     "3b": (128_256, 3072, 8192, 28, 24, 8, True),
     "1b": (128_256, 2048, 8192, 16, 32, 8, True),
     "0.1b": (49_152, 576, 1536, 30, 9, 3, True),
-    "tiny": (512, 64, 96, 3, 4, 2, True),
+    "tiny": (8192, 64, 96, 3, 4, 2, True),
 }
 NAMES = {
     "7b": "7B shape (Llama-2)",
@@ -107,6 +109,12 @@ def flops_per_token(shape: str, length: int, *, full: bool) -> float:
     head = width // heads
     per_layer = width * (2 * width + 2 * kv_heads * head) + 3 * width * inner
     return (6 if full else 4) * (layers * per_layer + vocabulary * width)
+
+
+def shape_of(name: str) -> ModelShape:
+    """A shape as the memory and time model reads it."""
+    with torch.device("meta"):
+        return model_shape(LlamaForCausalLM(config(name)))
 
 
 def clear(device: torch.device) -> None:

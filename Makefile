@@ -26,6 +26,7 @@ docs: .venv/.development
 	$(BIN)/paretune schema > docs/study.schema.json
 	$(BIN)/python scripts/make_mistakes_page.py
 	$(BIN)/python scripts/make_measured_page.py
+	$(BIN)/python scripts/make_performance_page.py
 	$(BIN)/python scripts/make_sandbox_page.py
 	$(BIN)/python scripts/make_score_card.py
 	$(BIN)/python scripts/make_statistics_page.py

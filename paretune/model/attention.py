@@ -109,9 +109,13 @@ def _variable_length(
         from torch.nn.attention import varlen
 
         varlen_attn: Any = varlen.varlen_attn
-        # Early versions of it take grouped heads without being told
-        known = inspect.signature(varlen_attn).parameters
-        grouped = {"enable_gqa": True} if "enable_gqa" in known else {}
+        grouped = {}
+        if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+            grouped["enable_gqa"] = True
+        else:  # early versions of it do not say that they take grouped heads
+            repeats = query_THd.shape[1] // key_THd.shape[1]
+            key_THd = key_THd.repeat_interleave(repeats, dim=1)
+            value_THd = value_THd.repeat_interleave(repeats, dim=1)
         out: torch.Tensor = varlen_attn(
             query_THd,
             key_THd,
@@ -174,15 +178,26 @@ def can_attend(model: Any, device: torch.device) -> bool:
     """Whether :func:`attend` computes this model's attention; found by trying a few tokens.
 
     Models with caps, sinks or biases of their own, or attention that cannot be replaced, do not
-    give the same hidden states.
+    give the same hidden states. Whole rows and rows of several segments are tried.
     """
     ids = torch.arange(8, device=device).view(2, 4)
+    segments = torch.tensor([[1, 1, 2, 2], [1, 1, 1, 0]])
+    positions = torch.tensor([[0, 1, 0, 1], [0, 1, 2, 0]], device=device)
+    bounds = segment_bounds(segments, 6).to(device)
+    mask = block_diagonal(segments.to(device), model)
+    settings: dict[str, Any] = {"input_ids": ids, "use_cache": False}
     _seen.clear()
-    expected = model.base_model(input_ids=ids, use_cache=False)[0].float()
     try:
+        whole = model.base_model(**settings)[0]
+        settings["position_ids"] = positions
+        apart = model.base_model(**settings, attention_mask=mask)[0]
         with attending(model, _PROBE):
-            got = model.base_model(input_ids=ids, use_cache=False)[0].float()
+            got_apart = model.base_model(**settings, cu_seq_lens_q=bounds)[0]
+            del settings["position_ids"]
+            got_whole = model.base_model(**settings)[0]
     except (RuntimeError, TypeError, ValueError):
         return False
     tolerance = 1e-4 if next(model.parameters()).dtype == torch.float32 else 3e-2
-    return bool(_seen) and bool((got - expected).norm() <= tolerance * expected.norm())
+    pairs = ((got_whole, whole), (got_apart, apart))
+    near = [(a.float() - b.float()).norm() <= tolerance * b.float().norm() for a, b in pairs]
+    return bool(_seen) and all(map(bool, near))

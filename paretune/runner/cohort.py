@@ -26,6 +26,9 @@ from paretune.train.legs import Leg
 from paretune.train.state import load_state, prune, save_state, saved_steps, state_path
 from paretune.train.trainer import Trainer
 
+# Steps between which a run's pace is measured: compilation and capture lie before them
+_PACE_FROM, _PACE_TO = 4, 12
+
 
 @dataclass
 class Seconds:
@@ -60,6 +63,7 @@ class CohortRun:
             log: keeps an event and its facts.
         """
         self.log = log
+        self._pace_began = 0.0
         self.guard = guard
         self.repair = Repair(ledger, say)
         self.workspace = workspace
@@ -114,6 +118,7 @@ class CohortRun:
         for t in range(step, leg.stop):
             self.trainer.step(t, schedules)
             self.progress.advance()
+            self._note_pace(t - step)
             now = time.monotonic()
             pause = t + 1 in leg.stops or STOP.asked
             if pause or now - saved > self.workspace.config.checkpoints.every_seconds:
@@ -126,6 +131,22 @@ class CohortRun:
                 with STOP.at_once():
                     self._score(leg, t + 1)
                 started = saved = time.monotonic()
+
+    def _note_pace(self, done: int) -> None:
+        """After a few steps: how the plan's time and memory compare with what they take."""
+        if done not in (_PACE_FROM, _PACE_TO):
+            return
+        seconds = self.trainer.seconds_until_idle()
+        if done == _PACE_FROM:
+            self._pace_began = seconds
+            return
+        self.log(
+            "pace",
+            arms=[arm.id for arm in self.arms],
+            rows=self.trainee.rows,
+            seconds_a_step=(seconds - self._pace_began) / (_PACE_TO - _PACE_FROM),
+            **self.trainer.peak_memory(),
+        )
 
     def _save(self, leg: Leg, step: int) -> None:
         """Flush curves and write every arm's state.

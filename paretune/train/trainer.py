@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from paretune.data.blocks import Batch, Blocks
 from paretune.data.order import rows_for_step
 from paretune.model.trainee import CPU_TOKENS, Pass, Trainee
-from paretune.study.memory import SHARE, ModelShape, rows_that_fit
+from paretune.study.memory import SHARE, ModelShape, cohort_bytes, rows_that_fit
 from paretune.study.memory import Batch as StepRows
 from paretune.train.divergence import Divergence
 from paretune.train.optim import PerArmOptimizer, put
@@ -62,6 +63,7 @@ class Trainer:
         self._capacity = blocks.most_segments() if self.runner.attends else 0
         self.divergence = self._new_divergence()
         self._log = _Log()
+        self._expected_bytes = 0
         trainee.rows = self._rows_on_cpu()
 
     def restart(self) -> None:
@@ -172,6 +174,21 @@ class Trainer:
         trained = {arms[i].id: flat.count for flat in self.trainee.flats for i in flat.arms}
         rows = rows_that_fit(shape, arms, trained, batch, limit, "cuda")
         self.trainee.rows = max(1, rows)
+        self._expected_bytes = cohort_bytes(shape, arms, trained, batch, self.trainee.rows, "cuda")
+
+    def seconds_until_idle(self) -> float:
+        """Wait until the device has done all it was given; the monotonic clock's reading then."""
+        if self.trainee.device.type == "cuda":
+            torch.cuda.synchronize(self.trainee.device)
+        return time.monotonic()
+
+    def peak_memory(self) -> dict[str, int]:
+        """Bytes at the peak on a GPU: ``measured``, and ``expected`` by the memory model."""
+        device = self.trainee.device
+        if device.type != "cuda":
+            return {}
+        measured = torch.cuda.max_memory_allocated(device)
+        return {"measured_bytes": measured, "expected_bytes": self._expected_bytes}
 
     def _batches(self, t: int) -> dict[int, Batch]:
         """The batch of step ``t`` for each seed among the arms."""

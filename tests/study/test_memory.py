@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from paretune.model.layers import linear_layers
 from paretune.model.shape import model_shape
 from paretune.study.arms import ArmConfig
 from paretune.study.memory import Batch, Machine, Workload, cohort_bytes, rows_that_fit
 from paretune.study.plan import cohorts, make_plan
 
 GIB = 2**30
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "cohort.json"
 H200 = Machine("H200", 140 * GIB, 790e12, 4.3e12, "cuda")
 
 
@@ -91,6 +97,52 @@ def test_cohorts_are_filled_to_the_device_and_no_further() -> None:
     # 4 N FLOPs a token can be done no faster than the device does them
     least = 4 * (shape.matrices + 128_256 * 3072) * plan.trained_tokens / H200.flops
     assert least < plan.seconds < 3 * least
+
+
+SHAPES = {
+    # vocabulary, width, inner width, blocks, heads, key-value heads, tied, of the models named
+    "7B shape (Llama-2)": (32_000, 4096, 11_008, 32, 32, 32, False),
+    "3B shape (Llama-3.2)": (128_256, 3072, 8192, 28, 24, 8, True),
+    "1B shape (Llama-3.2)": (128_256, 2048, 8192, 16, 32, 8, True),
+    "0.1B shape (SmolLM)": (49_152, 576, 1536, 30, 9, 3, True),
+}
+
+
+def test_predicted_peaks_are_those_that_were_measured() -> None:
+    """Within 10% of what a GPU's allocator counted, on every configuration in the results."""
+    compared = 0
+    for row in json.loads(RESULTS.read_text()):
+        found = re.fullmatch(r"(.* shape \(.*\)), rank (\d+), (\d+) x (\d+) x (\d+)", row["work"])
+        full = re.fullmatch(r"(.* shape \(.*\)), float32 masters, (\d+) x (\d+)", row["work"])
+        if row["unit"] != "GiB at the peak" or not (found or full):
+            continue
+        name, *numbers = (found or full).groups()  # type: ignore[union-attr]
+        vocabulary, width, inner, blocks, heads, kv_heads, tied = SHAPES[name]
+        settings = LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=width,
+            intermediate_size=inner,
+            num_hidden_layers=blocks,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            tie_word_embeddings=tied,
+        )
+        with torch.device("meta"):
+            model = LlamaForCausalLM(settings)
+        shape = model_shape(model)
+        if found:
+            rank, count, rows, length = map(int, numbers)
+            arms = [lora(rank, 1e-4 * (1 + i)) for i in range(count)]
+            sides = sum(x.d_in + x.d_out for x in linear_layers(model).values())
+            trained = {arm.id: rank * sides for arm in arms}
+        else:
+            rows, length = map(int, numbers)
+            arms = [ArmConfig.model_validate({"method": "full", "learning_rate": 1e-5})]
+            trained = {arms[0].id: shape.parameters}
+        expected = cohort_bytes(shape, arms, trained, Batch(rows, length), rows, "cuda") / GIB
+        assert expected == pytest.approx(row["our_value"], rel=0.1), row["name"]
+        compared += 1
+    assert compared >= 5
 
 
 @pytest.mark.parametrize("rows", [1, 6, 7])

@@ -31,3 +31,13 @@ def test_every_row_is_complete() -> None:
         for row in json.loads(path.read_text()):
             assert set(row) == FIELDS, (path.name, row.get("name"))
             assert (ROOT / row["command"].split()[1]).exists(), row["command"]
+
+
+def test_the_page_of_performance_is_up_to_date() -> None:
+    script = ROOT / "scripts" / "make_performance_page.py"
+    spec = importlib.util.spec_from_file_location("make_performance_page", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs" / "performance.md").read_text() == module.page(), "run make docs"

@@ -10,11 +10,11 @@ from typing import Annotated
 
 import typer
 
-from paretune.cli import running, spectra
+from paretune.cli import running, scoring, spectra
 from paretune.cli.options import DeviceOption, StudyFile, StudyFolder, app
 from paretune.errors import Stopped, UserError
 
-__all__ = ["app", "main", "running", "spectra"]
+__all__ = ["app", "main", "running", "scoring", "spectra"]
 
 
 @app.command()

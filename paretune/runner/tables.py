@@ -31,7 +31,7 @@ def plan_table(planned: StudyPlan) -> str:
                 )
             )
     header = ("cohort", "arm", "trained", "memory", "time")
-    lines += _table(header, rows)
+    lines += columns(header, rows)
     plan = planned.plan
     lines += [
         f"in all: {plan.trained_tokens:,} training tokens, "
@@ -65,7 +65,7 @@ def status_table(arms: Sequence[ArmStatus]) -> str:
     summary = ", ".join(
         f"{counts[s]} {s}" for s in ("done", "running", "diverged", "planned") if counts[s]
     )
-    lines = _table(("arm", "state", "tokens", "scored at", ""), rows)
+    lines = columns(("arm", "state", "tokens", "scored at", ""), rows)
     return "\n".join([*lines, f"{len(arms)} arms: {summary}"])
 
 
@@ -87,7 +87,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+def columns(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -41,7 +41,7 @@ def tuned_of(
     Raises:
         UserError: it is not there, or is no finetune of the base.
     """
-    return tuned_in(text, _place(text), base, matrices, any_vocabulary=any_vocabulary)
+    return tuned_in(text, checkpoint_place(text), base, matrices, any_vocabulary=any_vocabulary)
 
 
 def tuned_in(
@@ -121,7 +121,12 @@ def folder_of(text: str, revision: str | None = None) -> Path:
         ) from error
 
 
-def _place(text: str) -> Path:
+def checkpoint_place(text: str) -> Path:
+    """The folder of a tuned model or adapter: a folder, a name on the hub, or STUDY:ARM[@BUDGET].
+
+    Raises:
+        UserError: it is not there.
+    """
     study, _, arm = text.rpartition(":")
     if study and is_study(study):
         ledger = Ledger.open(Path(study))

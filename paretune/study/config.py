@@ -291,7 +291,8 @@ class StudyConfig(Strict):
     def learning_metric(self) -> str:
         """The metric on the frontier's learning axis: a task where there is one."""
         tasks = [task.metric_names()[0] for task in self.target.tasks]
-        return self.frontier.learning or [*tasks, f"target/{self.target.metrics[-1]}"][0]
+        own = [f"target/{metric}" for metric in reversed(self.target.metrics)]
+        return self.frontier.learning or [*tasks, *own][0]
 
     def forgetting_metric(self) -> str:
         """The metric on the frontier's forgetting axis: the paper's, a task, or the first."""

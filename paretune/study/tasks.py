@@ -34,6 +34,7 @@ USUAL_METRICS = {
     "sciq": "acc_norm",
     "winogrande": "acc",
 }
+EVERY = ("*",)  # in the place of a task's metrics: all of them
 FORGETTING_SCORE = "forgetting_score"
 # Whose mean accuracy the paper calls the forgetting score
 FORGETTING_TASKS = ("hellaswag", "arc_challenge", "winogrande")

@@ -146,8 +146,7 @@ class Benchmarks:
         notes = [*loaded.notes, ended]
         if plain is not None and loaded.likelihoods:
             notes.append(f"scored from plain rows, not from packed trees: {plain}")
-        note = "; ".join(filter(None, notes)) or None
-        return [replace(each, note=note) for each in items]
+        return [replace(i, note="; ".join(filter(None, [*notes, i.note])) or None) for i in items]
 
     def _encode(self, loaded: Loaded, part: Any) -> None:
         kinds = {instance.request_type for instance in part.instances}

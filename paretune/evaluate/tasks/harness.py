@@ -48,6 +48,13 @@ def load(task: Task, mirror: Mirror, where: str) -> list[Any]:
     return found
 
 
+def generates(name: str) -> bool:
+    """Whether a task, or one of those that a group or tag stands for, asks for written answers."""
+    with _quiet():
+        entries = _index([name]).values()
+    return any((entry.cfg or {}).get("output_type") == "generate_until" for entry in entries)
+
+
 def _load(
     task: Task, specification: Any, names: Mapping[str, Any], mirror: Mirror, where: str
 ) -> list[Any]:

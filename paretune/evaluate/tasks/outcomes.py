@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from paretune.errors import UserError
 from paretune.evaluate.items import Items, Side
-from paretune.study.tasks import Task
+from paretune.study.tasks import EVERY, Task
 
 # The filter that does nothing but take the first answer: its name is left out of a metric's
 PLAIN_FILTER = "none"
@@ -66,7 +66,10 @@ def task_items(
                 (functions.get(metric), list(by_document.values()))
             )
     result = []
-    for metric in task.metrics:
+    wanted, left_out = task.metrics, None
+    if wanted == EVERY:
+        wanted, left_out = _means(values, aggregates, task, where)
+    for metric in wanted:
         if metric not in values:
             raise UserError(
                 f"{where}.metrics: {task.name} has no metric '{metric}'; "
@@ -84,9 +87,26 @@ def task_items(
                 groups=ids[metric],
                 value=np.array([outcome.value for outcome in outcomes]),
                 weight=np.array([outcome.weight for outcome in outcomes]),
+                note=left_out,
             )
         )
     return result
+
+
+def _means(
+    values: Mapping[str, Any], aggregates: Mapping[str, Any], task: Task, where: str
+) -> tuple[tuple[str, ...], str | None]:
+    """All metrics of a task that are means over documents, and a sentence on the others."""
+    kept, others = [], []
+    for metric in sorted(values):
+        try:
+            _check_means(metric, aggregates[metric], task, where)
+        except UserError:
+            others.append(metric)
+        else:
+            kept.append(metric)
+    note = f"left out, for they are no means over documents: {', '.join(others)}"
+    return tuple(kept), note if others else None
 
 
 def mean_items(metric: str, parts: Sequence[Items], side: Side) -> Items:

@@ -1,0 +1,215 @@
+"""Checkpoints made elsewhere against their base: what each learned and forgot, with intervals."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from paretune.analyse.flips import count_flips
+from paretune.analyse.frontier import frontier
+from paretune.analyse.record import StudyRecord
+from paretune.analyse.results import tidy, to_csv
+from paretune.analyse.statistics import align, change_sign, holm, p_value, paired_difference
+from paretune.errors import UserError
+from paretune.evaluate.items import Items
+from paretune.files import read_json, write_json, write_text
+from paretune.model.checkpoint import load_checkpoint
+from paretune.runner.device import choose
+from paretune.runner.ledger import BASE, Ledger
+from paretune.runner.progress import Progress, Silent
+from paretune.runner.score import Asked, benchmarks, scored
+from paretune.runner.tuned import checkpoint_place
+from paretune.study.config import Base, StudyConfig
+from paretune.study.tasks import FORGETTING_SCORE
+
+
+@dataclass(frozen=True)
+class Change:
+    """One metric of one checkpoint against the base, paired item by item.
+
+    ``change`` is signed so that positive is learned on the target and forgotten on the source;
+    ``p`` is two-sided, after Holm's correction over all rows of the assessment. ``lost`` and
+    ``gained`` count right-or-wrong items that flipped, None for other metrics.
+    """
+
+    model: str
+    metric: str
+    side: str
+    base_value: float | None
+    value: float | None
+    change: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    lost: int | None
+    gained: int | None
+    n: int
+    reason: str | None
+
+
+def assess(
+    base: str,
+    tuned: Sequence[str],
+    asked: Asked,
+    out: Path,
+    *,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Score a base and checkpoints of it; write scores, items, statistics and a page.
+
+    Scores that are in ``out`` already are not computed again.
+
+    Args:
+        tuned: folders or names of whole models, PEFT adapters, or STUDY:ARM[@BUDGET].
+        out: the folder to write.
+
+    Returns:
+        ``out/report.html``.
+
+    Raises:
+        UserError: a model, adapter, task or data set that cannot be read, the same name twice, or
+            an ``out`` that holds another assessment.
+    """
+    progress = progress or Silent()
+    names = _names(tuned)
+    ledger = _ledger(out, base, names, asked)
+    built = benchmarks(Base(name=base), asked)
+    write_json(out / "base" / "tasks.json", built.facts())
+    where = choose(device)
+    metrics: list[str] = []
+    for name, place in {BASE: None, **names}.items():
+        progress.begin(f"scoring {name}", 1)
+        if not metrics or not ledger.scored(name, 0, metrics):
+            items = _score(base, place, built, where)
+            ledger.write_scores(name, 0, items)
+            metrics = metrics or [each.metric for each in items]
+        progress.line(f"{name}: {ledger.shown(name, 0, metrics)}")
+    record = _record(ledger, out.name, list(names))
+    found = changes(record, list(names), metrics)
+    write_json(out / "assessment.json", [vars(each) for each in found])
+    write_text(out / "results.csv", to_csv(tidy(record)))
+    # Charts need libraries that a machine without a screen may lack
+    from paretune.report.assess import assessment_page
+
+    axes = _axes(record)
+    places = frontier(record, *axes) if axes else None
+    write_text(out / "report.html", assessment_page(base, found, axes, places, built.facts()))
+    return out / "report.html"
+
+
+def changes(record: StudyRecord, names: Sequence[str], metrics: Sequence[str]) -> list[Change]:
+    """Every metric of every checkpoint against the base."""
+    rows: list[dict[str, Any]] = []
+    estimates = []
+    scores = {(row["arm"], row["metric"]): row for row in record.scores.to_dict("records")}
+    for name in names:
+        for metric in metrics:
+            own, before = scores[name, metric], scores[BASE, metric]
+            frames = [record.items(arm, 0, metric) for arm in (BASE, name)]
+            sign = change_sign(str(own["side"]), bool(own["higher_is_better"]))
+            estimate = paired_difference(frames[1], frames[0], sign=sign)
+            flips = None
+            if estimate.value is not None and align(frames).binary:
+                flips = count_flips(*align(frames).value)
+            estimates.append(estimate)
+            rows.append(
+                {
+                    "model": name,
+                    "metric": metric,
+                    "side": str(own["side"]),
+                    "base_value": before["value"],
+                    "value": own["value"],
+                    "change": estimate.value,
+                    "low": estimate.low,
+                    "high": estimate.high,
+                    "lost": None if flips is None else flips.forgotten,
+                    "gained": None if flips is None else flips.learned,
+                    "n": estimate.n,
+                    "reason": estimate.reason,
+                }
+            )
+    p_values = [p_value(estimate) for estimate in estimates]
+    known = [p for p in p_values if p is not None]
+    adjusted = iter(holm(known))
+    return [
+        Change(**row, p=None if p is None else next(adjusted))
+        for row, p in zip(rows, p_values, strict=True)
+    ]
+
+
+def _score(base: str, place: Path | None, built: Any, device: torch.device) -> list[Items]:
+    """Scores of the base (None), of a whole model, or of an adapter over the base."""
+    adapter = place if place is not None and (place / "adapter_config.json").exists() else None
+    model = base if place is None or adapter is not None else str(place)
+    trainee = load_checkpoint(model, adapter, device)
+    items = scored(trainee, built)
+    del trainee
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return items
+
+
+def _names(tuned: Sequence[str]) -> dict[str, Path]:
+    """A short name for each checkpoint, and its folder."""
+    found: dict[str, Path] = {}
+    for text in tuned:
+        name = text.rstrip("/").replace("\\", "/").split("/")[-1].replace(":", "-") or text
+        if name in found or name == BASE:
+            raise UserError(f"{text}: another checkpoint is called {name}; rename its folder")
+        found[name] = checkpoint_place(text)
+    return found
+
+
+def _ledger(out: Path, base: str, names: dict[str, Path], asked: Asked) -> Ledger:
+    """The folder of results, new or of the same assessment."""
+    tasks = {side: list(of_side) for side, of_side in asked.tasks.items()}
+    settings = {
+        "base": base,
+        "models": {name: str(place) for name, place in names.items()},
+        **{key: value for key, value in vars(asked).items() if key != "mirror"},
+        "tasks": tasks,
+    }
+    path = out / "settings.json"
+    if path.exists():
+        # More models may come later
+        if {**read_json(path), "models": settings["models"]} != settings:
+            raise UserError(f"{out}: holds an assessment with other settings; give another --out")
+    elif out.exists() and any(out.iterdir()):
+        raise UserError(f"{out}: not empty and no assessment; give another --out")
+    write_json(path, settings)
+    return Ledger(out)
+
+
+def _record(ledger: Ledger, name: str, models: list[str]) -> StudyRecord:
+    """What was scored, in the form that the statistics of studies take."""
+    import pandas as pd
+
+    rows = [{"arm": arm, **row} for arm in (BASE, *models) for row in ledger.scores(arm)]
+    return StudyRecord(
+        config=StudyConfig.model_construct(name=name),
+        arms={},
+        status={model: {"state": "done"} for model in models},
+        scores=pd.DataFrame(rows),
+        items=ledger.items,
+        curve=lambda _: pd.DataFrame(),
+        budgets=[0],
+    )
+
+
+def _axes(record: StudyRecord) -> tuple[str, str] | None:
+    """The metrics of learning and forgetting that are drawn against each other, where both are."""
+    by_side = {
+        side: list(dict.fromkeys(record.scores.loc[record.scores["side"] == side, "metric"]))
+        for side in ("target", "source")
+    }
+    if not all(by_side.values()):
+        return None
+    source = by_side["source"]
+    return by_side["target"][0], FORGETTING_SCORE if FORGETTING_SCORE in source else source[0]

@@ -82,14 +82,12 @@ def assess(
     built = benchmarks(Base(name=base), asked)
     write_json(out / "base" / "tasks.json", built.facts())
     where = choose(device)
-    metrics: list[str] = []
     for name, place in {BASE: None, **names}.items():
         progress.begin(f"scoring {name}", 1)
-        if not metrics or not ledger.scored(name, 0, metrics):
-            items = _score(base, place, built, where)
-            ledger.write_scores(name, 0, items)
-            metrics = metrics or [each.metric for each in items]
-        progress.line(f"{name}: {ledger.shown(name, 0, metrics)}")
+        if not ledger.scores(name):
+            ledger.write_scores(name, 0, _score(base, place, built, where))
+        progress.line(f"{name}: {ledger.shown(name, 0, _metrics(ledger))}")
+    metrics = _metrics(ledger)
     record = _record(ledger, out.name, list(names))
     found = changes(record, list(names), metrics)
     write_json(out / "assessment.json", [vars(each) for each in found])
@@ -201,6 +199,12 @@ def _record(ledger: Ledger, name: str, models: list[str]) -> StudyRecord:
         curve=lambda _: pd.DataFrame(),
         budgets=[0],
     )
+
+
+def _metrics(ledger: Ledger) -> list[str]:
+    """What the base was scored on: learning first."""
+    rows = sorted(ledger.scores(BASE), key=lambda row: (row["side"] != "target", row["metric"]))
+    return [row["metric"] for row in rows]
 
 
 def _axes(record: StudyRecord) -> tuple[str, str] | None:

@@ -131,7 +131,7 @@ def checkpoint_place(text: str) -> Path:
     if study and is_study(study):
         ledger = Ledger.open(Path(study))
         return checkpoints(ledger, [arm])[-1][2]
-    return folder_of(text)
+    return folder_of(location(Base(name=text)))
 
 
 def _kept(ledger: Ledger, arm_id: str) -> list[int]:

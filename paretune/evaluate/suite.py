@@ -102,7 +102,7 @@ class Suite:
             windows_of=windows_of,
             cloze_of=cloze_of,
             pairs=pairs,
-            benchmarks=_benchmarks(config, tokenizer, folder),
+            benchmarks=benchmarks_of(config, tokenizer, folder),
         )
 
     def attach_base(self, base: ArmModel) -> None:
@@ -156,7 +156,7 @@ class Suite:
         return windows_bits_per_byte(arms, self._windows_of[of], name, row_tokens=self._row_tokens)
 
 
-def _benchmarks(config: StudyConfig, tokenizer: Any, folder: Path) -> Benchmarks | None:
+def benchmarks_of(config: StudyConfig, tokenizer: Any, folder: Path) -> Benchmarks | None:
     """The tasks of a study, and what they are in ``folder/tasks.json``; None without any."""
     if not config.target.tasks and not config.source.tasks:
         return None

@@ -12,6 +12,9 @@ KINDS = {
     "bits_per_byte": "bits per byte on {text}",
     "cloze": "cloze accuracy on {text}",
     "exact_match": "exact answers to {text}",
+    "acc": "accuracy on {text}",
+    "acc_norm": "accuracy on {text}, by likelihood over length",
+    "pass@1": "programs for {text} that pass",
 }
 NOTES = {
     "bits_per_byte": "Negative log-likelihood in bits of the held-out text (for pairs: of the "
@@ -20,6 +23,13 @@ NOTES = {
     "four of equal length. Higher is better; chance is 0.25.",
     "exact_match": "Share of prompts whose greedily generated answer equals the reference. Higher "
     "is better.",
+    "acc": "Share of documents whose right option is the likeliest (lm-evaluation-harness). "
+    "Higher is better.",
+    "acc_norm": "Share of documents whose right option is the likeliest when log-likelihoods are "
+    "divided by the option's length in characters (lm-evaluation-harness). Higher is better.",
+    "pass@1": "Share of programs that pass their tests, mean over problems. Higher is better.",
+    "forgetting_score": "Unweighted mean of the main metrics of hellaswag, arc_challenge and "
+    "winogrande: the paper's measure of what is kept. Higher is better.",
     "self_probe/bits_per_byte": "Bits per byte of the self-probe, text sampled from the base. "
     "Lower is better; it rises as an arm finds the base's own text less likely.",
     "self_probe/kl": "Kullback-Leibler divergence of the arm from the base, in nats per token, on "

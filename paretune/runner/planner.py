@@ -52,6 +52,11 @@ def _plan(study: Study, device: str | None) -> StudyPlan:
         prepared: Prepared = prepare(
             config, load_tokenizer(config.base), Path(folder) / "data", note=notes.append
         )
+        if config.target.tasks or config.source.tasks:
+            # Loaded to find what is wrong with them now, not when the base is scored
+            from paretune.evaluate.suite import benchmarks_of
+
+            benchmarks_of(config, load_tokenizer(config.base), Path(folder))
         steps = check_budgets(config, prepared.blocks)
         count = prepared.blocks.count
         del prepared

@@ -17,6 +17,8 @@ from measurements import row, write
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from paretune.data.blocks import Blocks
+from paretune.model.load import load_shape
+from paretune.model.shape import model_shape
 from paretune.model.trainee import full_arm, lora_cohort
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
@@ -47,7 +49,7 @@ def measure(name: str, arms: list[ArmConfig], folder: Path, steps: int) -> list[
     full = arms[0].method == "full"
     trainee = full_arm(base, arms[0], DEVICE) if full else lora_cohort(base, arms, DEVICE)
     trainer = Trainer(trainee, blocks, BATCH)
-    trainer.fit_memory()
+    trainer.fit_memory(model_shape(load_shape(base)))
     span = Span(BATCH * LENGTH, blocks.count // BATCH)
     schedules = [resolve(a.schedule, span, total=100, warmup_total=100) for a in trainee.arms]
     for t in range(3):

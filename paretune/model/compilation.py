@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
+from torch.utils.checkpoint import checkpoint as again
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -43,26 +44,41 @@ class Regions:
     Compiling block by block ("regional compilation") fuses what stands between the big products
     just as compiling the whole model does, in a fraction of the time. Scoring meets ever new
     shapes, so it uses the blocks as they are.
+
+    Args:
+        backend: the compiler, or ``none``.
     """
 
     def __init__(self, model: Any, backend: str = "inductor") -> None:
         self._embedding: torch.nn.Module = model.get_input_embeddings()
         self._blocks = repeated_blocks(model)
-        self._compiled: list[Any] = [
-            torch.compile(block.forward, dynamic=False, backend=backend) for block in self._blocks
-        ]
+        self._forms: list[Any] = [block.forward for block in self._blocks]
+        self.compiles = backend != "none"
+        if self.compiles:
+            self._forms = [
+                torch.compile(form, dynamic=False, backend=backend) for form in self._forms
+            ]
 
     @contextmanager
-    def compiled(self) -> Iterator[None]:
-        """Run the compiled form within."""
-        for block, form in zip(self._blocks, self._compiled, strict=True):
-            block.forward = form
+    def compiled(self, *, checkpoint: bool = False) -> Iterator[None]:
+        """Run the compiled form within.
+
+        Args:
+            checkpoint: keep only what enters a block, and compute the rest again in the backward
+                pass (activation checkpointing).
+        """
+        if not self.compiles and not checkpoint:
+            yield
+            return
+        for block, form in zip(self._blocks, self._forms, strict=True):
+            block.forward = partial(again, form, use_reentrant=False) if checkpoint else form
         # A first block whose input asks for no gradient would need a compilation of its own
-        hook = self._embedding.register_forward_hook(_ask_for_gradient)
+        hook = self._embedding.register_forward_hook(_ask_for_gradient) if self.compiles else None
         try:
             yield
         finally:
-            hook.remove()
+            if hook is not None:
+                hook.remove()
             for block in self._blocks:
                 del block.forward
 

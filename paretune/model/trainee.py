@@ -66,6 +66,7 @@ class Trainee:
         flats: trained values; each knows the cohort positions of its rows.
         passes: a partition of the arms into groups that share a forward pass.
         rows: rows of each arm in one forward pass; a batch is cut into pieces of this size.
+        checkpoint: whether training keeps only what enters each block (activation checkpointing).
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Trainee:
         self.passes = list(passes)
         self.device = device
         self.rows = 1
+        self.checkpoint = False
         self._adapted = adapted
 
     @cached_property

@@ -85,7 +85,7 @@ class CohortRun:
 
     def run(self) -> None:
         """Train and score until every budget of every arm is done."""
-        self.trainer.fit_memory(model_shape(self.meta))
+        self.trainer.fit_memory(model_shape(self.meta), surplus=self._surplus())
         for arm in self.arms:
             if self.ledger.status(arm.id)["state"] in ("planned", "done"):
                 self.ledger.set_status(arm.id, state="running")
@@ -131,6 +131,13 @@ class CohortRun:
                 with STOP.at_once():
                     self._score(leg, t + 1)
                 started = saved = time.monotonic()
+
+    def _surplus(self) -> float:
+        """By how much the study's cohorts so far needed more memory than expected."""
+        paces = [row for row in self.ledger.log() if row["event"] == "pace"]
+        pairs = [(row.get("measured_bytes"), row.get("expected_bytes")) for row in paces]
+        found = [float(measured) / expected for measured, expected in pairs if expected]
+        return max([1.0, *found])
 
     def _note_pace(self, done: int) -> None:
         """After a few steps: how the plan's time and memory compare with what they take."""

@@ -86,12 +86,17 @@ def cohort_bytes(
     batch: Batch,
     rows: int,
     kind: str,
+    *,
+    checkpoint: bool = False,
 ) -> int:
     """Peak memory of a cohort's training when ``rows`` rows of each arm go through at a time.
 
     The base, each arm's weights, gradients and moments; what the forward pass keeps; and the larger
     of the two moments at which most is needed beside that: the loss's logits, and the backward pass
     of one block.
+
+    Args:
+        checkpoint: only what enters a block is kept (activation checkpointing).
     """
     full = arms[0].method == "full"
     if kind == "cpu":
@@ -101,20 +106,21 @@ def cohort_bytes(
         return base + state + 8 * rows * batch.length * shape.kept
     tokens = len(arms) * rows * batch.length
     state = sum(trained[a.id] * _BYTES_TRAINED[a.optimizer] for a in arms)
-    kept = 2 * tokens * shape.kept
+    kept = 2 * tokens * (shape.width * shape.blocks + shape.widest if checkpoint else shape.kept)
     head = 2 * 2 * min(tokens, SLICE_BYTES["cuda"] // (4 * shape.vocabulary)) * shape.vocabulary
     if full:
         # Matrices have gradients and copies of 2 bytes each; gradients of pieces are summed in 4
         state += (4 if rows < batch.rows else 0) * shape.matrices
         # The residual stream is float32
-        kept += 2 * 2 * tokens * shape.width * shape.blocks
+        kept += (1 if checkpoint else 2) * 2 * tokens * shape.width * shape.blocks
         slice_tokens = min(tokens, SLICE_BYTES_TRAINED["cuda"] // (4 * shape.vocabulary))
         head = 4 * slice_tokens * shape.vocabulary + 6 * shape.vocabulary * shape.width
         weights = 0
     else:
         weights = 2 * shape.parameters
         state += _COPY * sum(trained[a.id] for a in arms)
-        kept += sum(2 * rows * batch.length * shape.layers * (a.rank or 0) for a in arms)
+        layers = shape.layers / shape.blocks if checkpoint else shape.layers
+        kept += int(sum(2 * rows * batch.length * layers * (a.rank or 0) for a in arms))
     hidden = 3 * 2 * tokens * shape.width
     block = 2 * tokens * shape.widest
     return weights + state + kept + hidden + max(head, block) + _WORKSPACE
@@ -127,6 +133,8 @@ def rows_that_fit(
     batch: Batch,
     limit: float,
     kind: str,
+    *,
+    checkpoint: bool = False,
 ) -> int:
     """The largest divisor of the batch whose rows fit in ``limit`` bytes; 0 if none does.
 
@@ -134,7 +142,9 @@ def rows_that_fit(
     """
     for pieces in range(1, batch.rows + 1):
         rows, left = divmod(batch.rows, pieces)
-        if not left and cohort_bytes(shape, arms, trained, batch, rows, kind) <= limit:
+        if left:
+            continue
+        if cohort_bytes(shape, arms, trained, batch, rows, kind, checkpoint=checkpoint) <= limit:
             return rows
     return 0
 
@@ -182,16 +192,36 @@ class Workload:
     batch: Batch
     machine: Machine
 
-    def rows(self, arms: Sequence[ArmConfig], trained: Mapping[str, int]) -> int:
+    def rows(
+        self,
+        arms: Sequence[ArmConfig],
+        trained: Mapping[str, int],
+        *,
+        checkpoint: bool = False,
+    ) -> int:
         """Rows of each arm that go through at a time; 0 where not even one fits."""
-        limit = SHARE[self.machine.kind] * self.machine.memory
-        return rows_that_fit(self.shape, arms, trained, self.batch, limit, self.machine.kind)
+        kind = self.machine.kind
+        limit = SHARE[kind] * self.machine.memory
+        return rows_that_fit(
+            self.shape, arms, trained, self.batch, limit, kind, checkpoint=checkpoint
+        )
 
     def bytes(self, arms: Sequence[ArmConfig], trained: Mapping[str, int]) -> int:
         """Expected peak memory of a cohort."""
-        rows = max(1, self.rows(arms, trained))
-        return cohort_bytes(self.shape, arms, trained, self.batch, rows, self.machine.kind)
+        rows, checkpoint = self._way(arms, trained)
+        kind = self.machine.kind
+        return cohort_bytes(
+            self.shape, arms, trained, self.batch, rows, kind, checkpoint=checkpoint
+        )
 
     def seconds(self, arms: Sequence[ArmConfig], trained: Mapping[str, int]) -> float:
-        """Expected time of one step of a cohort."""
-        return step_seconds(self.shape, arms, trained, self.batch, self.machine)
+        """Expected time of one step of a cohort; a forward pass more under checkpointing."""
+        again = 4 / 3 if self._way(arms, trained)[1] else 1.0
+        return again * step_seconds(self.shape, arms, trained, self.batch, self.machine)
+
+    def _way(self, arms: Sequence[ArmConfig], trained: Mapping[str, int]) -> tuple[int, bool]:
+        """Rows at a time, and whether only checkpointing makes room for them."""
+        rows = self.rows(arms, trained)
+        if rows or self.machine.kind == "cpu":
+            return max(1, rows), False
+        return max(1, self.rows(arms, trained, checkpoint=True)), True

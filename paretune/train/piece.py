@@ -109,7 +109,7 @@ class PieceRunner:
         # transformers makes masks while a graph is captured, unless the attention wants none
         self.graphs = cuda and self.attends if graphs is None else graphs
         self._head = trainee.model.get_output_embeddings() if trainee.head_is_linear else None
-        self._regions = Regions(trainee.model, backend) if backend != "none" else None
+        self._regions = Regions(trainee.model, backend)
         # Graphs cannot be captured on the default stream, nor autograd's nodes change streams
         self._stream = torch.cuda.Stream(trainee.device) if cuda else None  # type: ignore[no-untyped-call]
         self._graphs: dict[tuple[Any, ...], _Graph] = {}
@@ -159,7 +159,7 @@ class PieceRunner:
 
     @contextmanager
     def _applied(self, group: Pass, step: int, first_vector: int) -> Iterator[None]:
-        regions = self._regions.compiled() if self._regions else nullcontext()
+        regions = self._regions.compiled(checkpoint=self.trainee.checkpoint)
         attention = attending(self.trainee.model) if self.attends else nullcontext()
         adapters = self.trainee.applied(group, step=step, first_vector=first_vector)
         with regions, attention, adapters:

@@ -158,23 +158,40 @@ class Trainer:
         index, row = self._locate(position)
         return self.trainee.flats[index].tensors(row)
 
-    def fit_memory(self, shape: ModelShape) -> None:
+    def fit_memory(self, shape: ModelShape, *, surplus: float = 1.0) -> None:
         """Choose how many rows go through a GPU at once, by the memory model.
 
-        Nothing to do on a CPU. Results do not depend on it beyond rounding. If the device refuses
-        all the same, pieces become smaller until they are single rows.
+        Nothing to do on a CPU. Results do not depend on it beyond rounding. Where not one row fits,
+        activations are checkpointed. If the device refuses all the same, pieces become smaller
+        until they are single rows.
+
+        Args:
+            surplus: how many times the model's peak earlier runs on this device have measured.
         """
-        device = self.trainee.device
+        trainee = self.trainee
+        device = trainee.device
         if device.type != "cuda":
             return
         free, _ = torch.cuda.mem_get_info(device)
-        limit = SHARE["cuda"] * (free + torch.cuda.memory_reserved(device))
+        limit = SHARE["cuda"] * (free + torch.cuda.memory_reserved(device)) / surplus
         batch = StepRows(self.batch_size, self.blocks.block_length)
-        arms = self.trainee.arms
-        trained = {arms[i].id: flat.count for flat in self.trainee.flats for i in flat.arms}
-        rows = rows_that_fit(shape, arms, trained, batch, limit, "cuda")
-        self.trainee.rows = max(1, rows)
-        self._expected_bytes = cohort_bytes(shape, arms, trained, batch, self.trainee.rows, "cuda")
+        trained = {trainee.arms[i].id: flat.count for flat in trainee.flats for i in flat.arms}
+        for checkpoint in (False, True):
+            rows = rows_that_fit(
+                shape, trainee.arms, trained, batch, limit, "cuda", checkpoint=checkpoint
+            )
+            trainee.rows, trainee.checkpoint = max(1, rows), checkpoint
+            if rows:
+                break
+        self._expected_bytes = cohort_bytes(
+            shape,
+            trainee.arms,
+            trained,
+            batch,
+            trainee.rows,
+            "cuda",
+            checkpoint=trainee.checkpoint,
+        )
 
     def seconds_until_idle(self) -> float:
         """Wait until the device has done all it was given; the monotonic clock's reading then."""

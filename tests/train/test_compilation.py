@@ -64,6 +64,29 @@ def test_compiled_cohort_equals_eager_and_is_compiled_once(
     assert not counters["graph_break"]
 
 
+@pytest.mark.parametrize("backend", ["none", "aot_eager"])
+def test_checkpointed_blocks_keep_less_and_compute_the_same(
+    backend: str, tiny_base: Base, text_blocks: Blocks
+) -> None:
+    def run(checkpoint: bool) -> tuple[np.ndarray, int]:
+        trainee = lora_cohort(tiny_base, MIXED, CPU, arms_per_pass=4)
+        trainee.checkpoint = checkpoint
+        torch._dynamo.reset()
+        kept: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            kept[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            losses(trainee, text_blocks, backend, 1)
+        return losses(trainee, text_blocks, backend, 4), sum(kept.values())
+
+    (whole, much), (again, little) = run(False), run(True)
+    np.testing.assert_allclose(again, whole, rtol=1e-6)
+    assert little < 0.7 * much
+
+
 def test_compiled_full_arm_equals_eager(tiny_base: Base, text_blocks: Blocks) -> None:
     own = arm(method="full", learning_rate=3e-3)
     eager = losses(full_arm(tiny_base, own, CPU), text_blocks, "none", 6)

@@ -1,0 +1,79 @@
+"""What only a GPU can show: graphs, kernels of variable lengths, real refusals of memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from train_helpers import BATCH, lora
+
+from paretune.data.blocks import Blocks
+from paretune.model.attention import attend, block_diagonal, segment_bounds
+from paretune.model.load import load_shape
+from paretune.model.shape import model_shape
+from paretune.model.trainee import lora_cohort
+from paretune.study.config import Base
+from paretune.train.piece import PieceRunner
+from paretune.train.schedule import Resolved
+from paretune.train.trainer import Trainer
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+GPU = torch.device("cuda")
+ARMS = [lora(4, 1e-3), lora(4, 3e-3), lora(16, 1e-3, lora_dropout=0.2)]
+
+
+def losses(base: Base, blocks: Blocks, steps: int, **settings: object) -> np.ndarray:
+    """Every step's loss of every arm."""
+    trainer = Trainer(lora_cohort(base, ARMS, GPU), blocks, BATCH)
+    trainer.trainee.rows = BATCH
+    if settings:
+        trainer.runner = PieceRunner(trainer.trainee, **settings)  # type: ignore[arg-type]
+    always = [Resolved("constant", 0, 10**6, 10**6, 0.0)] * len(ARMS)
+    for t in range(steps):
+        trainer.step(t, always)
+    return np.array([[row["loss"] for row in rows] for rows in trainer.curve()])
+
+
+def test_replayed_graphs_equal_eager_code(tiny_base: Base, text_blocks: Blocks) -> None:
+    eager = losses(tiny_base, text_blocks, 8, backend="none")
+    np.testing.assert_allclose(losses(tiny_base, text_blocks, 8), eager, rtol=2e-2)
+
+
+@pytest.mark.parametrize("kv_heads", [2, 6])
+def test_segments_by_bounds_equal_a_mask_with_their_gradients(kv_heads: int) -> None:
+    segments = torch.tensor([[1] * 20 + [2] * 12, [1] * 3 + [2] * 25 + [0] * 4])
+    draw = torch.Generator(GPU).manual_seed(0)
+    heads = (6, kv_heads, kv_heads)
+    inputs = [
+        torch.randn(2, n, 32, 64, generator=draw, device=GPU).bfloat16().requires_grad_()
+        for n in heads
+    ]
+    bounds = segment_bounds(segments, 8).to(GPU)
+    module = type("Module", (), {"config": type("Config", (), {"_attn_implementation": "sdpa"})})
+    mask = block_diagonal(segments.to(GPU), module)
+    got, _ = attend(None, *inputs, None, cu_seq_lens_q=bounds)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *(x.float() for x in inputs), attn_mask=mask, enable_gqa=True
+    ).transpose(1, 2)
+    torch.testing.assert_close(got.float(), expected, rtol=2e-2, atol=2e-2)
+    ours = torch.autograd.grad(got.float().square().sum(), inputs)
+    theirs = torch.autograd.grad(expected.square().sum(), inputs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).norm() <= 2e-2 * b.norm()
+
+
+def test_a_refusal_makes_pieces_smaller(tiny_base: Base, text_blocks: Blocks) -> None:
+    trainer = Trainer(lora_cohort(tiny_base, ARMS, GPU), text_blocks, BATCH)
+    trainer.fit_memory(model_shape(load_shape(tiny_base)))
+    assert trainer.trainee.rows == BATCH
+    real = trainer.runner.run
+
+    def refuse(group: object, piece: object, *rest: object) -> torch.Tensor:
+        if trainer.trainee.rows > 1:
+            torch.empty(2**50, dtype=torch.uint8, device=GPU)
+        return real(group, piece, *rest)  # type: ignore[arg-type]
+
+    trainer.runner.run = refuse  # type: ignore[method-assign,assignment]
+    always = [Resolved("constant", 0, 10**6, 10**6, 0.0)] * len(ARMS)
+    trainer.step(0, always)
+    assert trainer.trainee.rows == 1

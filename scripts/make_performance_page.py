@@ -51,13 +51,15 @@ NOTES = """
 ## Memory and time before the start
 
 `paretune plan` predicts peak memory and time from the model's shape (`paretune/study/memory.py`).
-Its peaks lie within 10% of every one in the table above; a test compares them. Cohorts and pieces
-are sized by it, and where one row of an arm would not fit, activations are checkpointed: each block
-keeps its input alone and computes the rest again. After twelve steps the ledger gets a line with the pace and the peak as they are
-(`runs/*.jsonl`, event `pace`); what it needed beyond the model's peak, later cohorts are allowed
-for. A cohort that finds no room all the same is split in two, and
-both halves go on from the states they have saved. The ledger keeps a line about that too (event
-`split`).
+Its peaks lie within 10% of every one in the table above; a test compares them.
+
+- Cohorts and pieces are sized by it. Where one row of an arm would not fit, activations are
+  checkpointed: each block keeps its input alone and computes the rest again.
+- After twelve steps the ledger gets a line with the pace and the peak as they are
+  (`runs/*.jsonl`, event `pace`). Later cohorts leave room for what was needed beyond the model's
+  peak.
+- A cohort that finds no room all the same is split in two. Both halves go on from the states they
+  have saved, and the ledger says so (event `split`).
 
 ## What stands in the way of more
 

@@ -134,10 +134,11 @@ class CohortRun:
 
     def _surplus(self) -> float:
         """By how much the study's cohorts so far needed more memory than expected."""
-        paces = [row for row in self.ledger.log() if row["event"] == "pace"]
-        pairs = [(row.get("measured_bytes"), row.get("expected_bytes")) for row in paces]
-        found = [float(measured) / expected for measured, expected in pairs if expected]
-        return max([1.0, *found])
+        surplus = 1.0
+        for row in self.ledger.log():
+            if row["event"] == "pace" and row.get("expected_bytes"):
+                surplus = max(surplus, float(row["measured_bytes"] / row["expected_bytes"]))
+        return surplus
 
     def _note_pace(self, done: int) -> None:
         """After a few steps: how the plan's time and memory compare with what they take."""

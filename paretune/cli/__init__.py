@@ -165,6 +165,7 @@ def main() -> None:
     130 one by Ctrl-C. After the last three the same command goes on.
     """
     from paretune.runner.faults import explained
+    from paretune.study.secrets import redacted
 
     # Threads that wait by spinning starve each other when the cores are shared with other work:
     # on two busy cores training went nine times faster with threads that sleep
@@ -176,7 +177,7 @@ def main() -> None:
         with explained():
             app()
     except UserError as error:
-        for line in str(error).splitlines():
+        for line in redacted(str(error)).splitlines():
             typer.echo(line if isinstance(error, Stopped) else f"error: {line}", err=True)
         sys.exit(error.exit_code)
 

@@ -13,6 +13,8 @@ from transformers.utils.logging import disable_progress_bar
 from paretune.errors import UserError
 from paretune.study.config import Base
 
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
+
 
 def location(base: Base) -> str:
     """Where a base is read from: a folder, or its name on the hub."""
@@ -100,9 +102,29 @@ def _load(loader: Any, base: Base, **settings: Any) -> Any:
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         lines = str(error).strip().splitlines()
-        reason = lines[0] if lines else type(error).__name__
+        reason = _refused(base) or (lines[0] if lines else type(error).__name__)
         raise UserError(
             f"base: {base.name} cannot be loaded ({reason}); "
             "give a folder with a Hugging Face causal LM in safetensors format, a name on the hub, "
             "or pocket"
         ) from error
+
+
+def _refused(base: Base) -> str | None:
+    """Why a folder's content is not loaded although it could be: it would run code."""
+    folder = Path(location(base))
+    if not folder.is_dir():
+        return None
+    pickles = [path.name for kind in PICKLES for path in sorted(folder.glob(kind))]
+    if pickles and not any(folder.glob("*.safetensors")):
+        return (
+            f"{pickles[0]} is a pickle, which can run any code when it is read, and is not read; "
+            "where you trust it, load it elsewhere and save it with save_pretrained"
+        )
+    config = folder / "config.json"
+    if not base.trust_remote_code and config.is_file() and '"auto_map"' in config.read_text():
+        return (
+            "it brings Python code of its own, which is not run unless the study says so; "
+            "read that code, then set base: {name: .., trust_remote_code: true}"
+        )
+    return None

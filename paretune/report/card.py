@@ -42,7 +42,7 @@ def model_card(
     rows = tidy(replace(record, scores=mine))
     rows = rows[rows["arm"] == arm]
     kind = "LoRA adapter" if adapter else "model"
-    about = f"\n{record.config.about}\n" if record.config.about else ""
+    about = f"\n{_plain(record.config.about)}\n" if record.config.about else ""
     return "\n".join(
         [
             *_metadata(record, base, licence, adapter=adapter),
@@ -126,7 +126,11 @@ def _results(record: StudyRecord, rows: pd.DataFrame) -> list[str]:
     for metric in shown:
         notes.setdefault(metric_note(metric) or "", []).append(_words(record, metric))
     kept = [(note, names) for note, names in notes.items() if note]
-    return [*lines, "", *(f"- {sentence('; '.join(names))}: {note}" for note, names in kept)]
+    return [
+        *lines,
+        "",
+        *(f"- {_plain(sentence('; '.join(names)))}: {note}" for note, names in kept),
+    ]
 
 
 def _seeds(record: StudyRecord, series: Series, tokens: int) -> list[str]:
@@ -143,7 +147,7 @@ def _seeds(record: StudyRecord, series: Series, tokens: int) -> list[str]:
         values = [float(value) for value in rows["value"].dropna()]
         if len(values) > 1:
             lines.append(
-                f"- {sentence(_words(record, metric))}: {number(min(values))} to "
+                f"- {_plain(sentence(_words(record, metric)))}: {number(min(values))} to "
                 f"{number(max(values))} over {len(values)} seeds"
             )
     return ["The same settings under several seeds:", "", *lines, ""] if lines else []
@@ -191,7 +195,8 @@ def _data(record: StudyRecord) -> list[str]:
     rows = data_rows(record)
     if not rows:
         data = record.config.target.data.model_dump(mode="json", by_alias=True, exclude_none=True)
-        return [f"Target: `{json.dumps(data, ensure_ascii=False)}`. What was read is not recorded."]
+        text = _plain(json.dumps(data, ensure_ascii=False))
+        return [f"Target: {text}. What was read is not recorded."]
     lines = ["| | source | rows | bad rows | SHA-256 begins |", "|---|---|--:|---|---|"]
     for row in rows:
         # A card travels: of a file it tells the name, not the place on this machine
@@ -245,7 +250,9 @@ def _limits(record: StudyRecord, rows: pd.DataFrame, series: Series) -> list[str
 
 def _command(record: StudyRecord, arm: str, tokens: int) -> list[str]:
     folder = shlex.quote(record.config.name)
-    lines = [str(record.provenance["command"])] if record.provenance.get("command") else []
+    # On one line, and so never the line that would end the block
+    command = " ".join(str(record.provenance.get("command") or "").split())
+    lines = [command] if command.strip("`~") else []
     lines.append(f"paretune export {folder} {arm}@{tokens} --to exported")
     versions = record.provenance.get("versions") or {}
     shown = ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -268,6 +275,7 @@ def _words(record: StudyRecord, metric: str) -> str:
 
 
 def _plain(value: Any) -> str:
-    """Text that is nothing but text in a Markdown table: no columns, lines or HTML of its own."""
+    """Text that is nothing but text in Markdown: no columns, lines, links or HTML of its own."""
     text = " ".join(str(value).split())
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+    return text.replace("](", "]\\(").replace("`", "\\`")

@@ -17,7 +17,7 @@ from paretune.report.chart_parts import (
     tips,
     with_interval,
 )
-from paretune.report.figures import specifications
+from paretune.report.figures import file_name, specifications
 from paretune.report.findings import Findings
 from paretune.report.layout import axis_range
 from paretune.report.page import render_page
@@ -49,7 +49,7 @@ def compare_page(studies: Sequence[Studied]) -> str:
     """
     learning, forgetting = shared_metrics(studies)
     charts = {
-        f"frontier-{metric.replace('/', '-')}": overlay(studies, str(learning), metric)
+        f"frontier-{file_name(metric)}": overlay(studies, str(learning), metric)
         for metric in (forgetting if learning else [])
     }
     drawn = specifications({name: chart for name, chart in charts.items() if chart is not None})

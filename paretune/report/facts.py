@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from paretune.analyse.record import StudyRecord
+from paretune.errors import UserError
 from paretune.report.findings import Findings
 from paretune.report.style import group_colour, interval, number, seconds, size
 from paretune.report.words import metric_note, sentence
@@ -113,8 +114,18 @@ def cost_rows(findings: Findings) -> dict[str, Any]:
 
 
 def claims_of(content: Any) -> dict[str, Any]:
-    """The score card of claims as a ledger's claims.json states it; no rows where it has none."""
-    content = _dict(content)
+    """The score card of claims as a ledger's claims.json states it; no rows where it has none.
+
+    Raises:
+        UserError: it is not what Paretune writes.
+    """
+    try:
+        return _claims(_dict(content))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _not_ours("claims") from error
+
+
+def _claims(content: dict[str, Any]) -> dict[str, Any]:
     rows = []
     for claim in content.get("claims", []):
         low, high = claim["interval"] or (None, None)
@@ -141,8 +152,17 @@ def advice_of(content: Any) -> dict[str, Any] | None:
     content = _dict(content)
     if not content.get("headline"):
         return None
-    lists = {name: list(content.get(name) or []) for name in ("why", "next", "notes")}
+    lists = {name: content.get(name) or [] for name in ("why", "next", "notes")}
+    if not all(isinstance(lines, list) for lines in lists.values()):
+        raise _not_ours("advice")
     return {"headline": content["headline"], **lists}
+
+
+def _not_ours(name: str) -> UserError:
+    return UserError(
+        f"{name}.json: not what Paretune writes; remove it, or have it written anew by "
+        f"`paretune {'advise' if name == 'advice' else name}`"
+    )
 
 
 def _dict(value: Any) -> dict[str, Any]:

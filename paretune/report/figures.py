@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 from paretune.analyse.record import StudyRecord
@@ -9,6 +10,7 @@ from paretune.report.ablation_charts import regularisers, targets
 from paretune.report.findings import Findings
 from paretune.report.frontier_chart import frontier
 from paretune.report.line_charts import loss, over_rates, over_tokens
+from paretune.study.config import safe_name
 
 if TYPE_CHECKING:
     import altair as alt
@@ -35,7 +37,7 @@ def figures(findings: Findings) -> dict[str, alt.LayerChart]:
     }
     shown = {findings.learning, findings.main}
     for metric in (m for m in findings.record.metrics() if m not in shown):
-        drawn[f"change-{_file(metric)}"] = over_tokens(findings, metric)
+        drawn[f"change-{file_name(metric)}"] = over_tokens(findings, metric)
     return {name: chart for name, chart in drawn.items() if chart is not None}
 
 
@@ -54,8 +56,13 @@ def specifications(charts: dict[str, alt.LayerChart]) -> dict[str, dict[str, Any
 
 def frontier_name(findings: Findings, metric: str) -> str:
     """File name of the frontier drawn with one forgetting metric; the main one is ``frontier``."""
-    return "frontier" if metric == findings.main else f"frontier-{_file(metric)}"
+    return "frontier" if metric == findings.main else f"frontier-{file_name(metric)}"
 
 
-def _file(metric: str) -> str:
-    return metric.replace("/", "-")
+def file_name(metric: str) -> str:
+    """A metric's name as part of a file name: plain letters, and no two metrics the same."""
+    dashed = metric.replace("/", "-")
+    plain = safe_name(metric)[:80]
+    if plain == dashed:
+        return plain
+    return f"{plain}-{hashlib.sha256(metric.encode(errors='surrogatepass')).hexdigest()[:8]}"

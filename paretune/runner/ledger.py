@@ -26,6 +26,7 @@ from paretune.files import (
 from paretune.runner.rows import SCORES, STATUS, checked, not_of_kind, plain_name
 from paretune.runner.study_folder import StudyFolder
 from paretune.study.arms import ArmConfig
+from paretune.study.secrets import all_redacted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -143,7 +144,8 @@ class Ledger(StudyFolder):
 
     def set_status(self, arm_id: str, **changes: Any) -> None:
         """Update some fields of an arm's status."""
-        write_sealed(self.arm_folder(arm_id) / "status.json", {**self.status(arm_id), **changes})
+        record = {**self.status(arm_id), **all_redacted(changes)}
+        write_sealed(self.arm_folder(arm_id) / "status.json", record)
 
     def append_curve(self, arm_id: str, leg: str, rows: list[dict[str, Any]]) -> None:
         """Add steps to an arm's training curve."""

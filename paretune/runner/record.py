@@ -11,6 +11,7 @@ from paretune.analyse.record import StudyRecord
 from paretune.files import read_json, read_jsonl
 from paretune.runner.ledger import BASE, Ledger
 from paretune.runner.rows import CURVE, checked
+from paretune.study.secrets import all_redacted
 
 _SCORE_COLUMNS = [
     "arm", "tokens", "metric", "side", "unit", "higher_is_better", "value", "stderr", "n",
@@ -32,7 +33,7 @@ def read_record(ledger: Ledger) -> StudyRecord:
         items=ledger.items,
         curve=lambda arm_id: _curve(ledger, arm_id),
         budgets=budgets,
-        provenance=_provenance(ledger),
+        provenance=all_redacted(_provenance(ledger)),
     )
 
 

@@ -22,6 +22,7 @@ from paretune.files import (
 from paretune.runner.inside import refuse_links_out
 from paretune.runner.rows import COHORTS, ENDED, FACTS, LOG_ROW, checked, fits
 from paretune.study.config import Study
+from paretune.study.secrets import all_redacted
 from paretune.study.yamlfile import dump_study, parse_study
 from paretune.version import VERSION
 
@@ -201,7 +202,7 @@ class StudyFolder:
         """Add a line to a process's own log, runs/RUNNER.jsonl."""
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
         path = self.folder / "runs" / f"{runner}.jsonl"
-        append_jsonl(path, [{"time": time, "event": event, **facts}])
+        append_jsonl(path, [{"time": time, "event": event, **all_redacted(facts)}])
 
     def log(self) -> list[dict[str, Any]]:
         """What every process noted, in the order of its clock; a damaged line is left out."""

@@ -149,7 +149,10 @@ def _refuse(folder: Path, config: dict[str, Any]) -> None:
     if kind != "LORA":
         raise UserError(f"{folder / CONFIG}: a {kind or 'nameless'} adapter; only LoRA is read")
     if not (folder / ADAPTER).exists():
-        raise UserError(f"{folder}: {ADAPTER} is missing; save the adapter as safetensors")
+        raise UserError(
+            f"{folder}: {ADAPTER} is missing; save the adapter as safetensors "
+            "(a pickle such as adapter_model.bin can run any code when it is read, and is not)"
+        )
 
 
 def _gamma(config: dict[str, Any], layer: str, rank: int) -> float:

@@ -18,6 +18,7 @@ from paretune.study.config import Study, StudyConfig
 from paretune.study.mistakes import Mistake, MistakesError, closest, shown, suggestion
 from paretune.study.mistakes import Path as KeyPath
 from paretune.study.places import Places
+from paretune.study.secrets import secrets_in
 from paretune.study.sweeps import complete_defaults, expand, swept
 from paretune.study.translate import keys_of, translate, value_at, without_explained
 from paretune.study.yamltree import Tree, YamlError
@@ -85,7 +86,7 @@ def _study(text: str, name: str, folder: Path | None) -> Study:
         tree = yamltree.read(text)
     except YamlError as error:
         raise UserErrors([f"{name}, {error}"]) from None
-    mistakes: list[Mistake] = []
+    mistakes: list[Mistake] = list(secrets_in(tree.value))
     if folder is not None:
         mistakes += _resolve_paths(tree.value, folder)
     arms, wrong_arms, entries = _arms(tree)

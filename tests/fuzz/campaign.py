@@ -123,7 +123,7 @@ def ledgers(count: int, number: int, study: Study, original: Path) -> Campaign:
         }
         arms = sorted(path.name for path in (original / "arms").iterdir())
         # Those that take long come less often
-        often = [c for c in commands if c not in ("run", "report")] * 6 + ["run"] * 3 + ["report"]
+        often = [c for c in commands if c not in ("run", "report")] * 7 + ["run"] * 2 + ["report"]
 
         @_hypothesis(
             count,

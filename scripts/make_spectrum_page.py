@@ -1,19 +1,19 @@
-"""Write docs/studies/english-30m-to-python/spectrum.md and its figures from the study's spectra.
+"""Write the page of a study's spectra, docs/studies/NAME/spectrum.md, and its figures.
 
-Usage: python scripts/make_spectrum_page.py [STUDY_DIR]. With STUDY_DIR, a folder in which
-``paretune spectrum STUDY_DIR`` was run, its spectra are packed into spectra.tar.xz first; the page
-is then made from that archive and the study's ledger beside it.
+Usage: python scripts/make_spectrum_page.py NAME [STUDY_DIR]. With STUDY_DIR, a folder in which
+``paretune spectrum STUDY_DIR`` was run, its spectra are packed into spectra.tar.xz first, with the
+ledger that they belong to where none lies there yet. The page is then made from these files alone.
 """
 
 from __future__ import annotations
 
 import sys
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from make_study_page import FOLDER, ROOT, ledger
 from spectrum_tables import page_text
 
 from paretune import load
@@ -25,46 +25,63 @@ from paretune.report.spectrum_data import TABLE, TRUNCATION, VALUES, StudySpectr
 from paretune.report.write import render
 from paretune.runner.claims import judge
 
-PAGE, ARCHIVE = FOLDER / "spectrum.md", FOLDER / "spectra.tar.xz"
+ROOT = Path(__file__).resolve().parents[1]
+STUDIES = ROOT / "docs" / "studies"
+LEDGER, SPECTRA, PAGE = "ledger.tar.xz", "spectra.tar.xz", "spectrum.md"
+# What of a ledger is not kept: weights, states, tokens, and what can be made again
+LEFT_OUT = ("checkpoints", "resume", "data", "figures", "runs", TABLE, VALUES, TRUNCATION)
 
 
-def pack(study: Path) -> None:
-    """Every arm's measures and truncations, and the singular values of the arm that is drawn."""
+def pack(study: Path, folder: Path) -> None:
+    """Every arm's measures and truncations, the singular values that are drawn, and the ledger."""
     findings = Findings.of(load(study))
     spectra = StudySpectra.of(findings, study)
     if spectra is None:
         raise SystemExit(f"{study}: no spectra here; run: paretune spectrum {study}")
-    with tarfile.open(ARCHIVE, "w:xz", preset=9) as archive:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(folder / SPECTRA, "w:xz", preset=9) as archive:
         for arm in sorted(findings.record.arms):
             names = [TABLE, TRUNCATION] + ([VALUES] if arm == spectra.chosen else [])
             for name in names:
                 path = study / "arms" / arm / name
                 if path.exists():
-                    archive.add(path, f"arms/{arm}/{name}")
+                    archive.add(path, f"{folder.name}/arms/{arm}/{name}")
+    if not (folder / LEDGER).exists():
+
+        def chosen(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
+            name = Path(info.name).name
+            return None if name in LEFT_OUT or name.startswith(".") else info
+
+        with tarfile.open(folder / LEDGER, "w:xz", preset=9) as archive:
+            archive.add(study, folder.name, filter=chosen)
 
 
 @contextmanager
-def with_spectra() -> Iterator[Path]:
-    """The study's ledger with its spectra, unpacked for as long as the context lasts."""
-    with ledger() as folder:
-        with tarfile.open(ARCHIVE) as archive:
-            archive.extractall(folder, filter="data")
-        yield folder
+def unpacked(folder: Path) -> Iterator[Path]:
+    """The study's ledger with its spectra, for as long as the context lasts."""
+    with tempfile.TemporaryDirectory() as place:
+        for name in (LEDGER, SPECTRA):
+            with tarfile.open(folder / name) as archive:
+                archive.extractall(place, filter="data")
+        yield Path(place) / folder.name
 
 
 def main() -> None:
     """Pack the spectra of a study, if one is given, and write the page."""
-    if len(sys.argv) > 1:
-        pack(Path(sys.argv[1]))
-    with with_spectra() as folder:
-        findings = Findings.of(load(folder))
-        spectra = StudySpectra.of(findings, folder)
-        assert spectra is not None, "spectra.tar.xz holds no arm of the study's ledger"
+    folder = STUDIES / sys.argv[1]
+    if len(sys.argv) > 2:
+        pack(Path(sys.argv[2]), folder)
+    with unpacked(folder) as study:
+        findings = Findings.of(load(study))
+        spectra = StudySpectra.of(findings, study)
+        if spectra is None:
+            raise SystemExit(f"{folder / SPECTRA}: no spectra of the arms in {LEDGER}")
         charts = specifications(spectrum_figures(findings, spectra))
-        write_text(PAGE, page_text(findings, spectra, judge(folder)[0], list(charts)))
+        write_text(folder / PAGE, page_text(findings, spectra, judge(study)[0], list(charts)))
         for name, specification in charts.items():
-            write_bytes(FOLDER / f"{name}.svg", render(specification)[0].encode())
-    print(f"{PAGE.relative_to(ROOT)} is written")
+            if name != "spectrum-tokens-raw":
+                write_bytes(folder / f"{name}.svg", render(specification)[0].encode())
+    print(f"{(folder / PAGE).relative_to(ROOT)} is written")
 
 
 if __name__ == "__main__":

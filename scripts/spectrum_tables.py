@@ -37,9 +37,11 @@ def page_text(
     end = table[table["tokens"] == last]
     parts = [
         f"# {findings.record.config.name}: what moved in the weights\n\n"
-        f"The spectra of every checkpoint of [the study](README.md). Written by `python "
-        f"scripts/make_spectrum_page.py` from [spectra.tar.xz](spectra.tar.xz); "
-        f"[how the measures are defined](../../spectrum.md).\n\n"
+        f"{findings.record.config.about}\n\n"
+        f"The spectra of {_count(spectra)} of this study, against its base; "
+        "[how the measures are defined](../../spectrum.md). Every number and figure is made by "
+        f"`python scripts/make_spectrum_page.py {findings.record.config.name}` from "
+        "[ledger.tar.xz](ledger.tar.xz) and [spectra.tar.xz](spectra.tar.xz).\n\n"
         f"`{chosen}` is the full arm that learned most. Its update holds 90% of its variance in "
         f"a rank of {_median(end, 'attention', 'rank90'):.0f} in attention and "
         f"{_median(end, 'mlp', 'rank90'):.0f} in MLP matrices (medians at {tokens(last)} tokens). "
@@ -58,6 +60,12 @@ def page_text(
         f"## {title}\n\n![{title}]({name}.svg)\n" for name, title in SHOWN.items() if name in drawn
     ]
     return "\n".join(parts)
+
+
+def _count(spectra: StudySpectra) -> str:
+    """How many checkpoints of how many arms."""
+    points = spectra.table[["arm", "tokens"]].drop_duplicates()
+    return f"{len(points)} checkpoints of {points['arm'].nunique()} arms"
 
 
 def _section(spectra: StudySpectra, judged: list[Verdict]) -> str:

@@ -140,6 +140,7 @@ class _Pool:
             self.tasks.put(task)
         self.results: queue.SimpleQueue[Found | BaseException] = queue.SimpleQueue()
         self.stopped = threading.Event()
+        self.threads = 1
 
     def run(self, devices: Sequence[torch.device], workers: int | None) -> Iterator[Found]:
         """Results as they come; the first failure stops all workers and is raised."""
@@ -148,8 +149,7 @@ class _Pool:
         threads = torch.get_num_threads()
         crew = [d for d in devices for _ in range(workers or self._workers(d))]
         on_cpu = sum(d.type == "cpu" for d in crew)
-        if on_cpu > 1:
-            torch.set_num_threads(max(1, threads // on_cpu))
+        self.threads = max(1, threads // max(1, on_cpu))
         team = [threading.Thread(target=self._work, args=(d,), daemon=True) for d in crew]
         for member in team:
             member.start()
@@ -174,6 +174,9 @@ class _Pool:
 
     def _work(self, device: torch.device) -> None:
         try:
+            if device.type == "cpu":
+                # Workers that each take all cores wait for one another most of the time
+                torch.set_num_threads(self.threads)
             with ThreadPoolExecutor(1) as reader, _stream(device):
                 self._loop(device, reader)
         except BaseException as error:

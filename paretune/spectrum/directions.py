@@ -11,7 +11,7 @@ import torch
 
 from paretune.spectrum.matrices import Matrix
 from paretune.spectrum.measures import rank_for
-from paretune.spectrum.singular import Spectrum, from_eigenvalues, from_gram, gram
+from paretune.spectrum.singular import Spectrum, from_eigenvalues, gram
 
 
 @dataclass(frozen=True)
@@ -42,21 +42,11 @@ class Short:
 def directions(G: torch.Tensor, k: int | None = None) -> Short:
     """Eigenvectors of a Gram matrix (lower triangle), all or the k leading ones, and all values.
 
-    On a GPU the solver's time goes into reducing the matrix, so that vectors cost a tenth more; on
-    a CPU they double it, and the k leading ones are computed alone.
+    The solver's time goes into reducing the matrix; all vectors cost little more than a few.
     """
     n = G.shape[0]
-    if k is not None and k < n and G.device.type == "cpu":
-        import scipy.linalg
-
-        spectrum = from_gram(G)
-        _, some = scipy.linalg.eigh(
-            G.numpy(), lower=True, subset_by_index=[n - k, n - 1], check_finite=False
-        )
-        vectors = torch.from_numpy(some)
-    else:
-        ascending, vectors = torch.linalg.eigh(G, UPLO="L")
-        spectrum = from_eigenvalues(ascending)
+    ascending, vectors = torch.linalg.eigh(G, UPLO="L")
+    spectrum = from_eigenvalues(ascending)
     kept = n if k is None else k
     return Short(vectors.flip(1)[:, :kept], spectrum.values[:kept].to(G.device), spectrum)
 

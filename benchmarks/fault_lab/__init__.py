@@ -1,0 +1,1 @@
+"""Parts of benchmarks/faults.py: real processes, what is done to them, and a hub that fails."""

@@ -66,11 +66,9 @@ def main() -> None:
 def side_by_side(count: int, work: Path) -> list[dict[str, Any]]:
     """The campaign in several processes, each with every so-manieth trial."""
     files = [work / f"lane-{lane}.jsonl" for lane in range(count)]
+    alone = [sys.executable, *sys.argv, "--no-table", "--lanes", "1"]
     running = [
-        subprocess.Popen(
-            [sys.executable, *sys.argv, "--lanes", "1", "--lane", f"{lane}/{count}"]
-            + ["--no-table", "--out", str(file)]
-        )
+        subprocess.Popen([*alone, "--lane", f"{lane}/{count}", "--out", str(file)])
         for lane, file in enumerate(files)
     ]
     for process in running:

@@ -1,4 +1,4 @@
-"""Commands that run a study and show how it goes: demo, run, status."""
+"""Commands that run a study and show how it goes: demo, run, status, watch, track."""
 
 from __future__ import annotations
 
@@ -77,6 +77,35 @@ def status(folder: StudyFolder) -> None:
     from paretune.runner.tables import status_table
 
     typer.echo(status_table(read(folder)))
+
+
+@app.command()
+def watch(
+    folder: StudyFolder,
+    every: Annotated[float, typer.Option("--every", help="Seconds between looks.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Show it once.")] = False,
+) -> None:
+    """Watch a study while it runs: arms, losses, throughput, time left, memory."""
+    from paretune.runner.watch import watch as show
+
+    try:
+        show(folder, every=every, once=once)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def track(
+    folder: StudyFolder,
+    project: Annotated[str | None, typer.Option("--project", help="The study's name.")] = None,
+    module: Annotated[
+        str, typer.Option("--with", help="A package with W&B's API: wandb, trackio.")
+    ] = "wandb",
+) -> None:
+    """Send a study's curves and scores to a tracker with the W&B API."""
+    from paretune.runner.track import track as send
+
+    typer.echo(f"{send(folder, project=project, module=module)} arms are sent")
 
 
 def _run(

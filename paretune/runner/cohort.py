@@ -16,6 +16,7 @@ from paretune.model.load import load_shape
 from paretune.model.shape import model_shape
 from paretune.model.trainee import Trainee, full_arm, lora_cohort
 from paretune.runner.complete import has, reached
+from paretune.runner.device import most_memory
 from paretune.runner.ledger import Ledger
 from paretune.runner.progress import Progress
 from paretune.runner.repair import Repair, Say
@@ -301,6 +302,7 @@ class CohortRun:
     def _spent(self, phase: str, seconds: float) -> None:
         setattr(self.seconds, phase, getattr(self.seconds, phase) + seconds)
         share = seconds / len(self.arms)
+        memory = most_memory(self.trainee.device)
         for arm in self.arms:
             before = self.ledger.status(arm.id)["seconds"]
-            self.ledger.set_status(arm.id, seconds=before + share)
+            self.ledger.set_status(arm.id, seconds=before + share, memory=memory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -56,6 +57,13 @@ def kept_threads() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def most_memory(device: torch.device) -> int:
+    """The most bytes this process has taken: of the GPU it trains on, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def measure(device: torch.device) -> Machine:

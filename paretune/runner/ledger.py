@@ -152,6 +152,10 @@ class Ledger(StudyFolder):
         path = self.arm_folder(arm_id) / "train.jsonl"
         append_jsonl(path, ({"leg": leg, **row} for row in rows))
 
+    def curve(self, arm_id: str) -> list[dict[str, Any]]:
+        """The rows of an arm's training curve."""
+        return read_jsonl(self.arm_folder(arm_id) / "train.jsonl", sealed=self.sealed)
+
     def cut_curve(self, arm_id: str, leg: str, step: int) -> None:
         """Forget the training curve of ``leg`` after ``step``: it will be written again."""
         path = self.arm_folder(arm_id) / "train.jsonl"

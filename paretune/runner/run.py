@@ -185,6 +185,8 @@ class _Run:
         repair.scores(BASE)
         self._score_base(work)
         self._form_cohorts(list(self.study.arms), trained)
+        steps = sum(leg.stop - leg.start for leg in work.legs(self.study.arms[0]))
+        ledger.set_facts(steps=steps, tokens_per_step=work.span.tokens_per_step)
         return work
 
     def _workspace(self, repair: Repair) -> Workspace:

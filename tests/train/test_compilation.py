@@ -124,6 +124,13 @@ def test_attention_of_our_own_equals_transformers_and_masks(
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_attention_is_recognised_under_autocast(tiny_base: Base) -> None:
+    """bf16 rounds more than another attention would differ."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_base.name).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert can_attend(model, CPU)
+
+
 def test_sliding_windows_reach_the_kernel() -> None:
     settings = MistralConfig(
         vocab_size=64,

@@ -140,7 +140,7 @@ def in_each_sandbox() -> list[dict[str, Any]]:
     """Speed and hostile programs, in each sandbox that works for this user."""
     user = "root" if os.geteuid() == 0 else "an ordinary user"
     rows: list[dict[str, Any]] = []
-    for name in ("namespaces", "landlock"):
+    for name in ("bubblewrap", "namespaces", "landlock"):
         try:
             with open_sandbox(name) as sandbox:
                 rows.append(speed(sandbox))

@@ -27,13 +27,15 @@ print(verdict.status)  # passed
 
 | name | needs | what stands between a program and the machine |
 |---|---|---|
+| `bubblewrap` | [bubblewrap](https://github.com/containers/bubblewrap) installed, and an \
+ordinary user | all of the next line, inside a container that bubblewrap makes |
 | `namespaces` | Linux that lets ordinary users make namespaces | user, mount, process, network, \
 IPC, host-name and cgroup namespaces; an empty root in memory; Landlock; a seccomp filter; limits |
 | `landlock` | Linux 5.13 or later; works in most containers | Landlock; a seccomp filter; limits. \
 No file can be written and no process started |
 | `unsafe` | nothing; it has to be asked for by name | limits of time and memory only |
 
-Where neither of the first two works, it refuses and says why. `register` adds a sandbox of your
+Where none of the first three works, it refuses and says why. `register` adds a sandbox of your
 own. Started by root, Paretune first becomes a user who owns nothing.
 
 ## What a program can and cannot do

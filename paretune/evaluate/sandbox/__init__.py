@@ -13,6 +13,8 @@ out. What is covered, by sandbox:
     sockets, new namespaces, tracing, starting executables, and calls whose memory no limit counts.
     No capability is left and none can be gained. Processor time and memory are limited for each
     process and watched for all together; whatever a program started is killed before the next.
+``bubblewrap`` (where bwrap is installed, for ordinary users)
+    The same, inside a container that bubblewrap makes: two sets of walls.
 ``landlock`` (where namespaces are forbidden, as in most containers)
     The same user, Landlock and seccomp, and the same limits. A program may neither write any file
     nor start any process, nor signal one. It sees the host's name and the clock of its processes,

@@ -50,6 +50,7 @@ class Pool:
         walls: what stands between a program and the machine.
         workers: wardens; by default one for each core this process may use.
         limits: of each program, on the machine of reference.
+        around: gives the command of a further sandbox that each warden is started in.
         packages: whether programs may import what is installed beside Paretune (numpy, say), as
             they may in lm-eval's code_eval.
 
@@ -64,16 +65,18 @@ class Pool:
         *,
         workers: int | None = None,
         limits: Limits | None = None,
+        around: Callable[[dict[str, Any]], list[str]] | None = None,
         packages: bool = True,
     ) -> None:
         self.name = name
         self.limits = limits or Limits()
         self._settings = settings(walls, packages=packages)
+        self._around = around(self._settings) if around else []
         count = workers or len(os.sched_getaffinity(0))
         self._wardens: list[_Warden] = []
         try:
             for _ in range(count):
-                self._wardens.append(_Warden(self._settings))
+                self._wardens.append(_Warden(self._settings, self._around))
         except BaseException:
             self.close()
             raise
@@ -158,7 +161,7 @@ class Pool:
         except WardenError:
             # Perhaps the machine killed it (out of memory); a new one has its chance
             self._wardens[place].close()
-            self._wardens[place] = _Warden(self._settings)
+            self._wardens[place] = _Warden(self._settings, self._around)
             return self._wardens[place].judge(program, limits)
 
     def _calibrate(self) -> float:
@@ -206,7 +209,7 @@ def _outermost(paths: Sequence[str]) -> list[str]:
 class _Warden:
     """The host's end of one warden."""
 
-    def __init__(self, how: dict[str, Any]) -> None:
+    def __init__(self, how: dict[str, Any], around: Sequence[str] = ()) -> None:
         ours, theirs = socket.socketpair()
         self._socket = ours
         start = _START.format(root=str(Path(paretune.__file__).parents[1]))
@@ -215,7 +218,7 @@ class _Warden:
         flags = ["-s", "-P", "-S", "-B", "-X", "utf8"]
         what = json.dumps({**how, "channel": theirs.fileno()})
         self._process = subprocess.Popen(
-            [sys.executable, *flags, "-c", start, what],
+            [*around, os.path.realpath(sys.executable), *flags, "-c", start, what],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from paretune.errors import UserError
+from paretune.evaluate.sandbox import bubblewrap
 from paretune.evaluate.sandbox.pool import Pool
 from paretune.evaluate.sandbox.program import Limits, Sandbox
 
@@ -22,6 +23,12 @@ def _namespaces(*, workers: int | None, limits: Limits | None) -> Sandbox:
     return Pool("namespaces", "namespaces", workers=workers, limits=limits)
 
 
+def _bubblewrap(*, workers: int | None, limits: Limits | None) -> Sandbox:
+    return Pool(
+        "bubblewrap", "namespaces", workers=workers, limits=limits, around=bubblewrap.command
+    )
+
+
 def _landlock(*, workers: int | None, limits: Limits | None) -> Sandbox:
     return Pool("landlock", "landlock", workers=workers, limits=limits)
 
@@ -32,6 +39,7 @@ def _unsafe(*, workers: int | None, limits: Limits | None) -> Sandbox:
 
 # The strongest first: ``auto`` tries them in this order, and never ``unsafe``
 _FACTORIES: dict[str, Factory] = {
+    "bubblewrap": _bubblewrap,
     "namespaces": _namespaces,
     "landlock": _landlock,
     UNSAFE: _unsafe,

@@ -13,7 +13,7 @@ from paretune.errors import UserError
 from paretune.evaluate.sandbox import Limits, Sandbox, open_sandbox
 
 
-@pytest.fixture(scope="module", params=["namespaces", "landlock"])
+@pytest.fixture(scope="module", params=["bubblewrap", "namespaces", "landlock"])
 def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     """Each confining sandbox, with short limits; skipped where this machine cannot have it."""
     with pytest.MonkeyPatch.context() as patch:

@@ -1,7 +1,8 @@
 """Fuzzing: mutated study files and damaged ledgers, and every command that reads them.
 
-Usage: python benchmarks/fuzz.py [--studies 9000] [--ledgers 1000] [--seed 1]; writes its rows of
-benchmarks/results/faults.json. What went wrong is printed, each kind once.
+Usage: python benchmarks/fuzz.py [--studies 9000] [--ledgers 1000] [--seed 1] [--minutes 60]; writes
+its rows of benchmarks/results/faults.json, also when the time is over before all is done. What went
+wrong is printed, each kind once.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import argparse
 import multiprocessing
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +22,36 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fuzz"))
 
 from campaign import Campaign, finished_study, ledgers, studies
 
+PART = 100
 
-def both(ledger_count: int, study_count: int, seed: int) -> tuple[Campaign, Campaign]:
-    """The two campaigns, each in a process of its own."""
-    with (
-        tempfile.TemporaryDirectory() as name,
-        multiprocessing.get_context("spawn").Pool(2) as pool,
-    ):
-        of_studies = pool.apply_async(studies, (study_count, seed))
+
+def in_parts(
+    campaign: Callable[[int, int], Campaign], count: int, seed: int, end: float
+) -> Campaign:
+    """A campaign in parts of PART inputs, each with a seed of its own, until ``end``."""
+    whole = Campaign()
+    for part in range(0, count, PART):
+        if time.time() > end:
+            break
+        whole.join(campaign(min(PART, count - part), 1_000_000 * seed + part))
+        print(f"{campaign.__name__}: {whole.tried} of {count}", file=sys.stderr, flush=True)
+    return whole
+
+
+def of_studies(count: int, seed: int, end: float) -> Campaign:
+    """Mutated study files."""
+    return in_parts(studies, count, seed, end)
+
+
+def of_ledgers(count: int, seed: int, end: float) -> Campaign:
+    """Damaged ledgers."""
+    with tempfile.TemporaryDirectory() as name:
         study, original = finished_study(Path(name))
-        of_ledgers = pool.apply_async(ledgers, (ledger_count, seed, study, original))
-        return of_studies.get(), of_ledgers.get()
+
+        def damaged_ledgers(part: int, number: int) -> Campaign:
+            return ledgers(part, number, study, original)
+
+        return in_parts(damaged_ledgers, count, seed, end)
 
 
 def rows_of(campaign: Campaign, what: str, seed: int) -> list[dict[str, Any]]:
@@ -59,12 +81,19 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=9000)
     parser.add_argument("--ledgers", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=60)
     given = parser.parse_args()
-    of_studies, of_ledgers = both(given.ledgers, given.studies, given.seed)
-    for campaign in (of_studies, of_ledgers):
+    end = time.time() + 60 * given.minutes
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        asked = [
+            pool.apply_async(of_studies, (given.studies, given.seed, end)),
+            pool.apply_async(of_ledgers, (given.ledgers, given.seed, end)),
+        ]
+        done = [each.get() for each in asked]
+    rows = []
+    for campaign, what in zip(done, ("mutated study files", "damaged ledgers"), strict=True):
         print(campaign.told())
-    rows = rows_of(of_studies, "mutated study files", given.seed)
-    rows += rows_of(of_ledgers, "damaged ledgers", given.seed)
+        rows += rows_of(campaign, what, given.seed)
     write("faults", rows)
 
 

@@ -46,6 +46,14 @@ class Campaign:
             detail = f"{input_!r}\n{found.detail}"
             self.findings.setdefault(found.what, []).append(Finding(found.what, detail))
 
+    def join(self, other: Campaign) -> None:
+        """Add what another campaign did."""
+        self.tried += other.tried
+        self.taken += other.taken
+        self.commands += other.commands
+        for what, found in other.findings.items():
+            self.findings.setdefault(what, []).extend(found)
+
     def told(self) -> str:
         """What went wrong: each kind with how often, and its first example."""
         return "\n\n".join(

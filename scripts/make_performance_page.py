@@ -66,6 +66,19 @@ Its peaks lie within 10% of every one in the table above; a test compares them.
 The limit counts the products of the frozen base alone. Attention, the adapters' products and what
 is elementwise come on top: the rows "share of the limit" say what each takes of a step. Products
 reach about 89% of the rate of one large product while the device is hot.
+
+One arm of 7B on a row of 4,096 tokens shows it best. A step took 243 ms. The base's products took
+151 ms of it (134 ms at the limit), attention 36 ms, the adapters' products about 24 ms, elementwise
+kernels 15 ms. What was tried, on the same device, each beside the way before it:
+
+- cuDNN's attention instead of FlashAttention: 1.02 ms a layer instead of 1.85 ms, forward and
+  backward.
+- The adapter's product first, and the base's product adding to it: 573 instead of 623 microseconds
+  for a matrix of 4096 x 11008.
+- One grouped product over all arms' ranks instead of one for each bank: slower for equal ranks (47
+  instead of 37 microseconds for 16 arms of rank 32), so it is not used.
+
+With the products at the limit, attention as it is and nothing else, a step would take 170 ms.
 """
 
 
@@ -82,7 +95,18 @@ def page() -> str:
     versions = ", ".join(f"{name} {value}" for name, value in first["versions"].items())
     devices = ", ".join(dict.fromkeys(row["device"] for row in rows))
     about = f"\n{devices}, {first['date']}; {versions}.\n\n"
-    return HEAD + about + str(measured.table(rows)) + _missing(rows) + NOTES
+    return HEAD + about + str(measured.table(rows)) + _below(rows) + _missing(rows) + NOTES
+
+
+def _below(rows: list[dict[str, Any]]) -> str:
+    """The rows whose peer is nearer than their goal asks."""
+    lines = []
+    for row in rows:
+        goal = re.match(r"at least ([\d.]+) times the peer", row["goal"])
+        if goal and row["ratio"] < float(goal[1]):
+            what = f"{row['name']}, {row['work']}: {row['ratio']:.2f} times {row['peer']}"
+            lines.append(f"- {what}; the goal is {float(goal[1]):g}.")
+    return "\nBelow their goal:\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
 def _missing(rows: list[dict[str, Any]]) -> str:

@@ -67,6 +67,6 @@ def _members(record: StudyRecord, points: Points) -> dict[str, list[int]]:
         config = record.arms[arm]
         groups.setdefault(method_group(config), []).append(index)
         if config.method == "lora":
-            groups.setdefault("lora", []).append(index)
+            groups.setdefault(config.family, []).append(index)
     ordered = {name: groups[name] for name in sorted(groups, key=group_order)}
     return {"all": list(range(len(points.points))), **ordered}

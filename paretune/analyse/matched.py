@@ -83,7 +83,7 @@ def matched(
 ) -> pd.DataFrame:
     """Forgetting of each method group at given levels of learning (in the metric's unit).
 
-    Groups are ``full``, ``lora`` (all ranks) and ``lora rN``; arms that differ only in their seed
+    Groups are ``full``, ``lora`` (all ranks) and ``lora rN``, and so for each variant; arms that differ only in their seed
     count once, by their mean. Columns: group, learning, forgetting, low, high, reason. The 95%
     interval is the percentile one over paired resamples of the items, the envelope found anew in
     each; the reason begins with "cannot be compared" where the level is out of a method's reach.
@@ -230,7 +230,7 @@ def _groups(record: StudyRecord, points: Points) -> dict[str, tuple[Floats, Floa
         alike = f"{config.model_copy(update={'seed': 0}).id} {tokens}"
         names = [method_group(config)]
         if config.method == "lora":
-            names.append("lora")
+            names.append(config.family)
         for name in names:
             members.setdefault(name, {}).setdefault(alike, []).append(index)
 

@@ -84,14 +84,15 @@ class StudyRecord:
 
 
 def method_group(arm: ArmConfig) -> str:
-    """Method and rank, the unit of colour and of matched learning: ``full``, ``lora r16``."""
-    return f"lora r{arm.rank}" if arm.method == "lora" else arm.method
+    """Family and rank, the unit of matched learning: ``full``, ``lora r16``, ``dora r16``."""
+    return f"{arm.family} r{arm.rank}" if arm.method == "lora" else arm.family
 
 
 def group_order(group: str) -> tuple[int, int, str]:
-    """Sort key of a method group: full first, then LoRA by rank."""
+    """Sort key of a method group: full first, then plain LoRA by rank, then its variants."""
     name, _, rank = group.partition(" r")
-    return (0 if name == "full" else 1, int(rank) if rank.isdigit() else 0, group)
+    place = {"full": 0, "lora": 1}.get(name, 2)
+    return (place, int(rank) if rank.isdigit() else 0, group)
 
 
 def unique_names(arms: dict[str, ArmConfig]) -> dict[str, str]:

@@ -134,7 +134,7 @@ def _settings(record: StudyRecord, arm: str) -> dict[str, Any]:
     targets = config.targets
     return {
         "label": config.label,
-        "method": config.method,
+        "method": config.family,
         "rank": config.rank,
         "alpha": config.alpha,
         "targets": "+".join(targets) if isinstance(targets, tuple) else targets,

@@ -112,7 +112,7 @@ def _compared(record: StudyRecord, points: Points, groups: dict[str, str]) -> li
     """Full against LoRA of all ranks, then each pair of groups that have points."""
     scored = {groups[arm] for arm, _ in points.points}
     names = sorted(scored, key=group_order)
-    lora = [name for name in names if name != "full"]
+    lora = [name for name in names if name.startswith("lora r")]
     pairs = [("full", "lora")] if "full" in names and len(lora) > 1 else []
     pairs += list(combinations(names, 2))
     return [matched_difference(record, a, b, points=points) for a, b in pairs]

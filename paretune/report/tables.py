@@ -129,7 +129,7 @@ def arm_rows(findings: Findings) -> list[dict[str, Any]]:
                 "reason": status.get("reason"),
                 "seconds": seconds(float(status.get("seconds") or 0)),
                 "duration": float(status.get("seconds") or 0),
-                "method": config.method,
+                "method": config.family,
                 "rank": config.rank,
                 "alpha": None if config.alpha is None else f"{config.alpha:g}",
                 "targets": "+".join(targets) if isinstance(targets, tuple) else targets,

@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 UNITS = {"bits/byte": "bits per byte", "nats/token": "nats per token", "accuracy": "accuracy"}
+# The parts of a family's name (``ArmConfig.family``)
+_METHODS = {
+    "lora": "LoRA",
+    "dora": "DoRA",
+    "pissa": "PiSSA",
+    "rslora": "rsLoRA",
+    "loraplus": "LoRA+",
+    "bias": "biases",
+}
 # What a metric of a text NAME measures; {text} stands for the text's name in words
 NAMED = {
     "self_probe/kl": "KL from the base on its own text",
@@ -66,12 +75,17 @@ def metric_note(metric: str) -> str | None:
 
 
 def method_words(group: str) -> str:
-    """A method group in a sentence: ``lora r16`` as "LoRA of rank 16"."""
+    """A method group in a sentence: ``lora r16`` as "LoRA of rank 16".
+
+    Variants by their published names: ``dora-rslora r16`` as "DoRA + rsLoRA of rank 16".
+    """
     name, _, rank = group.partition(" r")
     if name == "full":
         return "full finetuning"
-    if name == "lora":
-        return f"LoRA of rank {rank}" if rank else "LoRA"
+    parts = name.split("-")
+    if all(part in _METHODS for part in parts):
+        method = " + ".join(_METHODS[part] for part in parts)
+        return f"{method} of rank {rank}" if rank else method
     return group
 
 

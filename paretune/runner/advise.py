@@ -96,7 +96,7 @@ def advice_text(found: Advice, folder: Path) -> str:
         if one.seconds is not None:
             cost.append(f"{duration(one.seconds)} of this study's device")
         if one.trained is not None and one.bytes is not None:
-            kind = "adapter" if one.group.startswith("lora") else "weights"
+            kind = "adapter" if one.group != "full" else "weights"
             cost.append(f"{one.trained:,} trained parameters, {kind} of {size(one.bytes)}")
         if one.memory is not None:
             cost.append(f"{size(one.memory)} to train by itself")

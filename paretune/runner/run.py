@@ -353,6 +353,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _group(arm: ArmConfig, setting: str) -> str:
+    """What ``repeat_best.per`` groups arms by; variants of LoRA are methods of their own."""
+    return arm.family if setting == "method" else str(getattr(arm, setting))
+
+
 def best_again(
     ledger: Ledger, repeat: RepeatBest, arms: tuple[ArmConfig, ...], tokens: int
 ) -> list[ArmConfig]:
@@ -373,7 +378,7 @@ def best_again(
                 raise UserError(f"{arm.id}: has no {repeat.metric} at {tokens} tokens")
             continue
         value = rows[0]["value"] * (1 if rows[0]["higher_is_better"] else -1)
-        key = tuple(str(getattr(arm, name)) for name in repeat.per)
+        key = tuple(_group(arm, name) for name in repeat.per)
         if key not in best or value > best[key][0]:
             best[key] = (value, arm)
     return [

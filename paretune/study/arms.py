@@ -11,6 +11,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    StrictBool,
     StrictFloat,
     StrictInt,
     ValidationInfo,
@@ -23,7 +24,31 @@ from paretune.study.mistakes import Mistake, MistakesError, closest
 from paretune.study.quantity import Quantity
 
 TargetKeyword = Literal["all", "attention", "mlp"]
-LORA_FIELDS = ("rank", "alpha", "targets", "lora_dropout")
+LORA_FIELDS = (
+    "rank",
+    "alpha",
+    "targets",
+    "lora_dropout",
+    "scaling",
+    "loraplus_lr_ratio",
+    "init",
+    "dora",
+    "bias",
+)
+# How a variant of LoRA is left off; an arm that says so is the arm that says nothing
+_OFF: dict[str, Any] = {"scaling": "standard", "init": "default", "dora": False, "bias": "none"}
+# What people call a variant, and how it is asked for
+_VARIANTS = {
+    "dora": "dora: true",
+    "rslora": "scaling: rslora",
+    "pissa": "init: pissa",
+    "loraplus": "loraplus_lr_ratio: 16",
+    "lora+": "loraplus_lr_ratio: 16",
+}
+_RSLORA_ALPHA = (
+    "with scaling: rslora give a number, for example alpha: 16; a multiple of the rank would undo "
+    "what alpha / sqrt(r) is for"
+)
 
 
 def _span(value: Any) -> str:
@@ -101,12 +126,29 @@ class ArmConfig(BaseModel):
         gt=0,
         description="LoRA alpha, a number or a multiple of the rank (2r); gamma=alpha/r",
     )
+    scaling: Literal["standard", "rslora"] | None = Field(
+        default=None, description="standard: gamma=alpha/r; rslora: gamma=alpha/sqrt(r)"
+    )
     targets: TargetKeyword | tuple[str, ...] | None = Field(
         default=None,
         description="which linear layers carry adapters: all, attention, mlp or their names",
     )
     lora_dropout: StrictFloat | None = Field(
         default=None, ge=0, lt=1, description="dropout on an adapter's input"
+    )
+    init: Literal["default", "pissa"] | None = Field(
+        default=None,
+        description="adapters begin at zero (default), or as the base's leading singular vectors",
+    )
+    loraplus_lr_ratio: StrictFloat | None = Field(
+        default=None, ge=1, description="LoRA+: B learns at this multiple of the learning rate"
+    )
+    dora: StrictBool | None = Field(
+        default=None, description="DoRA: the length of each output's weights is trained by itself"
+    )
+    bias: Literal["none", "all", "lora_only"] | None = Field(
+        default=None,
+        description="biases trained beside the adapters: all of the base's, or the adapted layers'",
     )
     attention_dropout: StrictFloat | None = Field(
         default=None, ge=0, lt=1, description="dropout on attention weights (full finetuning)"
@@ -136,6 +178,14 @@ class ArmConfig(BaseModel):
         default=0, ge=0, description="adapter initialisation, dropout and data order"
     )
 
+    @field_validator("method", mode="before")
+    @classmethod
+    def _variant_by_name(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.lower() in _VARIANTS:
+            setting = _VARIANTS[value.lower()]
+            raise ValueError(f"'{value}' is LoRA with a setting: write method: lora, {setting}")
+        return value
+
     @field_validator("schedule", mode="before")
     @classmethod
     def _schedule_by_name(cls, value: Any) -> Any:
@@ -155,7 +205,14 @@ class ArmConfig(BaseModel):
         if not isinstance(value, dict):
             return value
         value = dict(value)
+        for name, off in _OFF.items():
+            if type(value.get(name)) is type(off) and value[name] == off:
+                value[name] = None
+        if type(value.get("loraplus_lr_ratio")) in (int, float) and value["loraplus_lr_ratio"] == 1:
+            value["loraplus_lr_ratio"] = None
         if value.get("method") == "lora":
+            if value.get("scaling") == "rslora" and isinstance(value.get("alpha", "2r"), str):
+                raise MistakesError(Mistake(("alpha",), _RSLORA_ALPHA))
             for name, default in (("alpha", "2r"), ("targets", "all"), ("lora_dropout", 0.0)):
                 if value.get(name) is None:
                     value[name] = default
@@ -198,10 +255,33 @@ class ArmConfig(BaseModel):
 
     @property
     def gamma(self) -> float:
-        """LoRA's scaling alpha / r (Hu et al., 2021)."""
+        """LoRA's scaling: alpha / r (Hu et al., 2021); alpha / sqrt(r) in rsLoRA.
+
+        rsLoRA: Kalajdzievski, 2023, arXiv 2312.03732.
+        """
         assert self.alpha is not None
         assert self.rank is not None
-        return self.alpha / self.rank
+        return self.alpha / (self.rank**0.5 if self.scaling == "rslora" else self.rank)
+
+    @property
+    def family(self) -> str:
+        """What kind of finetuning this is: ``full``, ``lora``, or the variant: ``dora-rslora``.
+
+        Arms of one family and rank are compared as one method. Which layers are adapted, alpha,
+        dropout and decay are settings within a family.
+        """
+        variants = [
+            name
+            for name, on in (
+                ("dora", self.dora),
+                ("pissa", self.init),
+                ("rslora", self.scaling),
+                ("loraplus", self.loraplus_lr_ratio),
+            )
+            if on
+        ]
+        names = variants or [self.method]
+        return "-".join([*names, "bias"] if self.bias else names)
 
     def record(self) -> dict[str, Any]:
         """The arm as JSON values; settings that do not apply to its method are left out.
@@ -220,13 +300,13 @@ class ArmConfig(BaseModel):
         canonical = json.dumps(self.record(), sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(canonical.encode()).hexdigest()[:8]
         rank = f"-r{self.rank}" if self.method == "lora" else ""
-        return f"{self.method}{rank}-lr{self.learning_rate:g}-s{self.seed}-{digest}"
+        return f"{self.family}{rank}-lr{self.learning_rate:g}-s{self.seed}-{digest}"
 
     @property
     def label(self) -> str:
-        """A short name for charts: method, rank and learning rate."""
+        """A short name for charts: family, rank and learning rate."""
         rank = f" r{self.rank}" if self.method == "lora" else ""
-        return f"{self.method}{rank} lr {self.learning_rate:g}"
+        return f"{self.family}{rank} lr {self.learning_rate:g}"
 
 
 def _conflicts(arm: ArmConfig) -> list[Mistake]:

@@ -95,17 +95,20 @@ class Evidence:
         return len(self._residuals), sum(len(rows) - 1 for rows in self._residuals)
 
     def groups(self) -> dict[str, list[str]]:
-        """Plain settings by method and rank: regularised arms (dropout, decay) are left out."""
+        """Plain settings by method and rank: regularised arms and variants are left out."""
         groups: dict[str, list[str]] = {}
         for key in self.plain():
             groups.setdefault(method_group(self.settings[key]), []).append(key)
         return groups
 
     def plain(self) -> list[str]:
-        """Settings with no more weight decay or attention dropout than their method's least."""
+        """Settings with no more weight decay or attention dropout than their method's least.
+
+        Full finetuning and LoRA as it was published: the claims are not about its variants.
+        """
         kept: list[str] = []
         for method in ("full", "lora"):
-            same = {k: c for k, c in self.settings.items() if c.method == method}
+            same = {k: c for k, c in self.settings.items() if c.family == method}
             least = min((regularisation(c) for c in same.values()), default=(0.0, 0.0))
             kept += [key for key, config in same.items() if regularisation(config) == least]
         return kept

@@ -24,7 +24,7 @@ def follows_kl(evidence: Evidence) -> Outcome:
     kl = evidence.on(metric)
     if kl.points.reason:
         raise missing(kl.points.reason)
-    methods = {kl.record.arms[arm].method for arm, _ in kl.points.points}
+    methods = {kl.record.arms[arm].family for arm, _ in kl.points.points}
     if len(methods) < 2:
         raise missing("the claim is about several methods on one curve, and there is one")
     x, y = np.abs(kl.draws("learning")), kl.draws("forgetting")
@@ -47,7 +47,7 @@ def linear_in_loss(evidence: Evidence) -> Outcome:
     x = evidence.draws("learning")[:, columns]
     y = evidence.draws("forgetting")[:, columns]
     points = evidence.points.points
-    every = [i for i, (arm, _) in enumerate(points) if evidence.record.arms[arm].method == "lora"]
+    every = [i for i, (arm, _) in enumerate(points) if evidence.record.arms[arm].family == "lora"]
     which = "each rank at its best setting; published: .945 and .974"
     if len(every) > len(columns):
         values = evidence.points.values[None, every]

@@ -43,7 +43,7 @@ def _equal(evidence: Evidence, axis: Axis) -> Outcome:
     shared: dict[str, dict[int, str]] = {}
     for key in evidence.plain():
         config = evidence.settings[key]
-        if config.method != "lora" or config.rank is None:
+        if config.family != "lora" or config.rank is None:
             continue
         rest = {k: v for k, v in config.record().items() if k not in ("rank", "alpha", "seed")}
         shared.setdefault(f"{rest} {config.gamma:g}", {})[config.rank] = key

@@ -13,12 +13,14 @@ from safetensors.torch import load_file, save_file
 
 from paretune.errors import UserError
 from paretune.files import write_json, write_with
+from paretune.model.layers import weight_of
 from paretune.model.load import load_config, load_model, load_tokenizer
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
 
 ADAPTER = "adapter_model.safetensors"
 MODEL = "model.safetensors"
+_PREFIX = "base_model.model."  # of PEFT's names
 
 
 def save_adapter(
@@ -29,32 +31,56 @@ def save_adapter(
     *,
     transposed: bool,
 ) -> None:
-    """Write one arm as a PEFT LoRA adapter (float32).
+    """Write one arm as a PEFT LoRA adapter (float32) of the base as it was.
+
+    A PiSSA arm trains against the base less its leading part, gamma A0 B0. Its change of the
+    original base, gamma (A B - A0 B0), is an adapter of twice the rank: [A, A0] and [B; -B0],
+    which is also how PEFT converts such arms.
 
     Args:
-        tensors: ``<layer>.A`` [d_in, r] and ``<layer>.B`` [r, d_out].
+        tensors: ``<layer>.A`` [d_in, r] and ``<layer>.B`` [r, d_out]; ``<layer>.A0`` and ``.B0``
+            of PiSSA, ``<layer>.magnitude`` [d_out] of DoRA, and ``<module>.bias``.
         transposed: the base stores its matrices as [d_in, d_out], as GPT-2 does.
     """
+    layers = sorted({name.rpartition(".")[0] for name in tensors if name.endswith(".A")})
     state: dict[str, torch.Tensor] = {}
+    for layer in layers:
+        A, B = tensors[f"{layer}.A"], tensors[f"{layer}.B"]
+        if f"{layer}.A0" in tensors:
+            A = torch.cat([A, tensors[f"{layer}.A0"]], dim=1)
+            B = torch.cat([B, -tensors[f"{layer}.B0"]], dim=0)
+        state[f"{_PREFIX}{layer}.lora_A.weight"] = A.T
+        state[f"{_PREFIX}{layer}.lora_B.weight"] = B.T
+        if f"{layer}.magnitude" in tensors:
+            state[f"{_PREFIX}{layer}.lora_magnitude_vector"] = tensors[f"{layer}.magnitude"]
     for name, value in tensors.items():
-        layer, _, part = name.rpartition(".")
-        state[f"base_model.model.{layer}.lora_{part}.weight"] = value.detach().T.contiguous().cpu()
-    names = sorted({name.rpartition(".")[0] for name in tensors})
+        module, _, part = name.rpartition(".")
+        if part == "bias":
+            inner = "base_layer.bias" if module in layers else "bias"
+            state[f"{_PREFIX}{module}.{inner}"] = value
+    assert arm.rank is not None
+    assert arm.alpha is not None
+    rank, alpha, rslora = arm.rank, arm.alpha, arm.scaling == "rslora"
+    if arm.init == "pissa":
+        rank, alpha = 2 * rank, alpha * (2**0.5 if rslora else 2)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": None if base.name == "pocket" else base.name,
         "revision": base.revision,
         "inference_mode": True,
-        "r": arm.rank,
-        "lora_alpha": arm.alpha,
+        "r": rank,
+        "lora_alpha": alpha,
         "lora_dropout": arm.lora_dropout,
-        "bias": "none",
+        "use_rslora": rslora,
+        "use_dora": bool(arm.dora),
+        "bias": arm.bias or "none",
         "fan_in_fan_out": transposed,
-        "target_modules": names,
+        "target_modules": layers,
     }
+    content = {name: value.detach().contiguous().cpu() for name, value in state.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    write_with(folder / ADAPTER, lambda path: save_file(state, path, {"format": "pt"}))
+    write_with(folder / ADAPTER, lambda path: save_file(content, path, {"format": "pt"}))
     write_json(folder / "adapter_config.json", config)
 
 
@@ -85,20 +111,46 @@ def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def merge(checkpoint: Path, base: Base, to: Path) -> None:
-    """Write W0 + gamma (A B)^T for an adapter checkpoint as a Hugging Face model in float32."""
+    """Write an adapter checkpoint and its base as one Hugging Face model in float32."""
     config = json.loads((checkpoint / "adapter_config.json").read_text())
-    gamma = config["lora_alpha"] / config["r"]
     tensors = load_tensors(checkpoint)
     model: Any = load_model(base, torch.device("cpu"))
-    transposed = config["fan_in_fan_out"]
     with torch.no_grad():
         for name in config["target_modules"]:
-            A_rD = tensors[f"base_model.model.{name}.lora_A.weight"]
-            B_Or = tensors[f"base_model.model.{name}.lora_B.weight"]
-            delta_OD = gamma * (B_Or @ A_rD)
-            model.get_submodule(name).weight += delta_OD.T if transposed else delta_OD
+            module = model.get_submodule(name)
+            own = {
+                part: tensors[f"{_PREFIX}{name}.{part}"]
+                for part in ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
+                if f"{_PREFIX}{name}.{part}" in tensors
+            }
+            tuned_OD = tuned_weight(weight_of(module), own, config)
+            module.weight.copy_(tuned_OD.T if config["fan_in_fan_out"] else tuned_OD)
+        for key, value in tensors.items():
+            name = key.removeprefix(_PREFIX).replace(".base_layer.bias", ".bias")
+            if name.endswith(".bias"):
+                model.get_parameter(name).copy_(value)
     save_full(to, dict(model.named_parameters()), base)
     save_tokenizer(to, base)
+
+
+def tuned_weight(
+    weight_OD: torch.Tensor, adapter: Mapping[str, torch.Tensor], config: Mapping[str, Any]
+) -> torch.Tensor:
+    """W0 + gamma B A of one layer, [d_out, d_in]; under DoRA its rows are brought to length m.
+
+    Args:
+        weight_OD: W0.
+        adapter: PEFT's tensors of the layer: ``lora_A.weight`` [r, d_in], ``lora_B.weight``
+            [d_out, r], and with DoRA ``lora_magnitude_vector`` [d_out].
+        config: PEFT's adapter_config.json.
+    """
+    rank = config["r"]
+    gamma = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
+    tuned_OD = weight_OD + gamma * (adapter["lora_B.weight"] @ adapter["lora_A.weight"])
+    if not config.get("use_dora"):
+        return tuned_OD
+    scale_O = adapter["lora_magnitude_vector"] / torch.linalg.vector_norm(tuned_OD, dim=1)
+    return tuned_OD * scale_O[:, None]
 
 
 def save_tokenizer(to: Path, base: Base) -> None:

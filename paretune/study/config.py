@@ -151,6 +151,10 @@ class Training(Strict):
         default="auto",
         description="how a pair is written (ift): the tokenizer's chat template, or plain",
     )
+    full_together: StrictBool = Field(
+        default=False,
+        description="on a GPU, full arms of a small base (up to 500M parameters) share a cohort",
+    )
     repeat: StrictBool = Field(
         default=False, description="a token budget may pass over the data more than once"
     )
@@ -220,6 +224,11 @@ class Base(Strict):
     name: str = Field(min_length=1, description="pocket, a folder, or a Hugging Face model")
     revision: str | None = None
     trust_remote_code: StrictBool = False
+    quantise: Literal["nf4", "int8"] | None = Field(
+        default=None,
+        description="keep the frozen matrices in 4 bits (as in QLoRA) or 8 bits; needs "
+        "bitsandbytes, and arms of method lora",
+    )
 
 
 class StudyConfig(Strict):

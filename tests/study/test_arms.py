@@ -128,6 +128,37 @@ def test_alpha_is_a_number_or_a_multiple_of_the_rank() -> None:
     assert ArmConfig.model_validate({**LORA, "alpha": 8}).gamma == 0.5
 
 
+def test_rslora_divides_by_the_root_of_the_rank() -> None:
+    """Kalajdzievski (2023): gamma = alpha / sqrt(r)."""
+    assert ArmConfig.model_validate({**LORA, "scaling": "rslora", "alpha": 16}).gamma == 4.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "family"),
+    [
+        ({}, "lora"),
+        ({"lora_dropout": 0.1, "targets": "mlp", "alpha": 5}, "lora"),
+        ({"scaling": "rslora", "alpha": 16}, "rslora"),
+        ({"init": "pissa"}, "pissa"),
+        ({"loraplus_lr_ratio": 8}, "loraplus"),
+        ({"dora": True}, "dora"),
+        ({"bias": "lora_only"}, "lora-bias"),
+        ({"dora": True, "scaling": "rslora", "alpha": 16, "bias": "all"}, "dora-rslora-bias"),
+    ],
+)
+def test_a_variant_is_named_in_id_and_label(settings: dict[str, Any], family: str) -> None:
+    arm = ArmConfig.model_validate(LORA | settings)
+    assert arm.family == family
+    assert arm.id.startswith(f"{family}-r16-lr0.001-s0-")
+    assert arm.label == f"{family} r16 lr 0.001"
+
+
+def test_a_sweep_over_a_variant_and_its_absence() -> None:
+    arms = expand({**LORA, "dora": [False, True], "init": ["default", "pissa"]}, {})
+    families = [ArmConfig.model_validate(arm).family for arm in arms]
+    assert families == ["lora", "pissa", "dora", "dora-pissa"]
+
+
 @pytest.mark.parametrize("value", [True, "16", 16.5, -1, 0])
 def test_a_rank_is_a_whole_number_above_zero(value: Any) -> None:
     with pytest.raises(ValidationError):
@@ -166,6 +197,8 @@ def test_id_is_the_hash_of_the_settings() -> None:
         ({"schedule": {"warmup": "10%"}}, {"schedule": {"warmup": "10.0%"}}),
         ({"schedule": {"warmup": "1000ba"}}, {"schedule": {"warmup": "1kba"}}),
         ({"optimizer": "lion"}, {"optimizer": "lion", "betas": [0.9, 0.95]}),
+        ({}, {"scaling": "standard", "init": "default", "dora": False, "bias": "none"}),
+        ({}, {"loraplus_lr_ratio": 1}),
     ],
 )
 def test_two_spellings_of_one_arm_have_one_id(one: dict[str, Any], other: dict[str, Any]) -> None:
@@ -183,6 +216,12 @@ def test_two_spellings_of_one_arm_have_one_id(one: dict[str, Any], other: dict[s
         {"betas": [0.9, 0.99]},
         {"lora_dropout": 0.05},
         {"eps": 1e-6},
+        {"scaling": "rslora", "alpha": 32},
+        {"init": "pissa"},
+        {"loraplus_lr_ratio": 16},
+        {"dora": True},
+        {"bias": "all"},
+        {"bias": "lora_only"},
     ],
 )
 def test_every_setting_is_in_the_id_and_in_the_record(change: dict[str, Any]) -> None:

@@ -323,6 +323,65 @@ MISTAKES = [
         "line 11: arms[0].rank: only for method lora, not for full",
     ),
     changed(
+        "a variant of LoRA as a method",
+        FULL,
+        "  - {method: dora, rank: 4, learning_rate: 1e-4}\n",
+        "line 11: arms[0].method: 'dora' is LoRA with a setting: write method: lora, dora: true",
+    ),
+    changed(
+        "a variant of LoRA on full finetuning",
+        FULL,
+        "  - {method: full, learning_rate: 1e-4, init: pissa, dora: true, bias: all}\n",
+        "line 11: arms[0].bias: only for method lora, not for full",
+        "line 11: arms[0].dora: only for method lora, not for full",
+        "line 11: arms[0].init: only for method lora, not for full",
+    ),
+    changed(
+        "rsLoRA with alpha that follows the rank",
+        "[4, 16]\n",
+        "[4, 16]\n    scaling: rslora\n",
+        "line 13: arms[1].alpha: with scaling: rslora give a number, for example alpha: 16; a "
+        "multiple of the rank would undo what alpha / sqrt(r) is for",
+    ),
+    changed(
+        "an unknown scaling",
+        "[4, 16]\n",
+        "[4, 16]\n    scaling: rs\n",
+        "line 15: arms[1].scaling: expected standard or rslora, found the text 'rs'",
+    ),
+    changed(
+        "an unknown initialisation",
+        "[4, 16]\n",
+        "[4, 16]\n    init: pisa\n",
+        "line 15: arms[1].init: expected default or pissa, found the text 'pisa'; did you mean "
+        "pissa?",
+    ),
+    changed(
+        "a LoRA+ ratio below 1",
+        "[4, 16]\n",
+        "[4, 16]\n    loraplus_lr_ratio: [0.5, 16]\n",
+        "line 15: arms[1].loraplus_lr_ratio[0]: must be at least 1, found 0.5",
+    ),
+    changed(
+        "DoRA neither on nor off",
+        "[4, 16]\n",
+        "[4, 16]\n    dora: yes\n",
+        "line 15: arms[1].dora: expected true or false, found the text 'yes'",
+    ),
+    changed(
+        "biases of no kind",
+        "[4, 16]\n",
+        "[4, 16]\n    bias: lora\n",
+        "line 15: arms[1].bias: expected none, all or lora_only, found the text 'lora'; did you "
+        "mean lora_only?",
+    ),
+    changed(
+        "an unknown quantisation",
+        "base: pocket",
+        "base: {name: pocket, quantise: int4}",
+        "line 2: base.quantise: expected nf4 or int8, found the text 'int4'; did you mean int8?",
+    ),
+    changed(
         "two conventions of weight decay",
         FULL,
         "  - {method: full, learning_rate: 1e-4, weight_decay: 0.1, weight_decay_relative: 1e-5}\n",

@@ -1,0 +1,101 @@
+"""What a layer's outputs go through after the products, arm by arm: DoRA's lengths, and biases."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from paretune.model.dropout import masked
+from paretune.model.product import Dropout
+
+
+class Scale(NamedTuple):
+    """Some arms' factor of each output, magnitude / norm; 1 where the magnitude is None.
+
+    Attributes:
+        count: k, the arms it is for, in the order of the pass.
+        magnitude_kO: trained lengths of DoRA, float32.
+        norm_kO: lengths of the rows of W0 + Delta right now, a constant to the gradient.
+        dropout: masks on the adapters' input, or None.
+    """
+
+    count: int
+    magnitude_kO: torch.Tensor | None = None
+    norm_kO: torch.Tensor | None = None
+    dropout: Dropout | None = None
+
+
+class Output(NamedTuple):
+    """A layer's outputs [K, N, O] times the arms' factors, plus the arms' biases.
+
+    Attributes:
+        scales: in the order of the arms, or empty for a factor of 1 everywhere.
+        biases: [k, O] each, in the order of the arms, or empty for none at all.
+    """
+
+    scales: tuple[Scale, ...] = ()
+    biases: tuple[torch.Tensor, ...] = ()
+
+
+def finished(
+    y: torch.Tensor, x: torch.Tensor, weight_OD: torch.Tensor, count: int, output: Output
+) -> torch.Tensor:
+    """Scale and shift ``y`` = x W0^T + Delta's part, without bias; rows arm-major, [K * B, ...].
+
+    DoRA (Liu et al., 2024, arXiv 2402.09353, equation 5 and section 4.3) with dropout as in PEFT,
+    where the masked input xd meets Delta, and W0 beyond the base's own product:
+
+        W0 x + (s - 1) W0 xd + s Delta xd = s (W0 x + Delta xd) + (1 - s) W0 (x - xd)
+    """
+    y_KNO = y.view(count, -1, y.shape[-1]).float()
+    if output.scales:
+        y_KNO = y_KNO * torch.cat([_factor(scale, y) for scale in output.scales])[:, None]
+        if any(scale.dropout for scale in output.scales):
+            y_KNO = y_KNO + _masked_part(x, weight_OD, count, output.scales)
+    if output.biases:
+        y_KNO = y_KNO + torch.cat(output.biases)[:, None]
+    return y_KNO.to(y.dtype).view(y.shape)
+
+
+def row_lengths(
+    weight_OD: torch.Tensor, squares_O: torch.Tensor, A_KDr: torch.Tensor, gB_KrO: torch.Tensor
+) -> torch.Tensor:
+    """Lengths [K, O] of the rows of W0 + (A_k gB_k)^T, float32, without making the matrices.
+
+        |w + d|^2 = |w|^2 + 2 w d + |d|^2,   w d = (W0 A) gB,   |d|^2 = gB^T (A^T A) gB
+
+    Args:
+        squares_O: |w|^2 of each row, float32.
+        A_KDr, gB_KrO: factors of Delta, gamma included, float32.
+    """
+    wA_KOr = torch.matmul(weight_OD.float(), A_KDr)
+    cross_KO = (wA_KOr.mT * gB_KrO).sum(1)
+    own_KO = ((A_KDr.mT @ A_KDr) @ gB_KrO).mul_(gB_KrO).sum(1)
+    return (squares_O + 2 * cross_KO + own_KO).clamp_(min=0).sqrt_()
+
+
+def _factor(scale: Scale, like: torch.Tensor) -> torch.Tensor:
+    if scale.magnitude_kO is None or scale.norm_kO is None:
+        return torch.ones(scale.count, like.shape[-1], device=like.device)
+    # A row of zeros has no direction: it stays at zero rather than turn into NaN
+    return scale.magnitude_kO / scale.norm_kO.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _masked_part(
+    x: torch.Tensor, weight_OD: torch.Tensor, count: int, scales: tuple[Scale, ...]
+) -> torch.Tensor:
+    """(1 - s) W0 (x - xd) of the arms that have DoRA and dropout, zero for the others."""
+    x_KND = x.view(count, -1, x.shape[-1]).to(weight_OD.dtype)
+    parts = []
+    first = 0
+    for scale in scales:
+        own = x_KND[first : first + scale.count]
+        first += scale.count
+        if scale.dropout is None or scale.magnitude_kO is None:
+            parts.append(own.new_zeros(*own.shape[:2], weight_OD.shape[0], dtype=torch.float32))
+            continue
+        dropped = F.linear(own - masked(own, *scale.dropout), weight_OD)
+        parts.append((1 - _factor(scale, x.new_empty(weight_OD.shape[0])))[:, None] * dropped)
+    return torch.cat(parts)

@@ -70,6 +70,7 @@ class Flat:
             raise ValueError("arms of one Flat stand side by side")
         self.arms = list(arms)
         self.positions = slice(arms[0], arms[0] + len(arms))
+        self.changes = 0  # times that the values were written to
         self._arm_axis = arm_axis
         self.slots: dict[str, tuple[int, tuple[int, ...]]] = {}
         offset = border = 0
@@ -125,6 +126,7 @@ class Flat:
     @torch.no_grad()
     def refresh(self) -> None:
         """Bring the bf16 copies in line with the masters."""
+        self.changes += 1
         for part in self.parts:
             if part.copy_KC is not None:
                 width = part.copy_KC.shape[1]

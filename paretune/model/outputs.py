@@ -59,23 +59,6 @@ def finished(
     return y_KNO.to(y.dtype).view(y.shape)
 
 
-def row_lengths(
-    weight_OD: torch.Tensor, squares_O: torch.Tensor, A_KDr: torch.Tensor, gB_KrO: torch.Tensor
-) -> torch.Tensor:
-    """Lengths [K, O] of the rows of W0 + (A_k gB_k)^T, float32, without making the matrices.
-
-        |w + d|^2 = |w|^2 + 2 w d + |d|^2,   w d = (W0 A) gB,   |d|^2 = gB^T (A^T A) gB
-
-    Args:
-        squares_O: |w|^2 of each row, float32.
-        A_KDr, gB_KrO: factors of Delta, gamma included, float32.
-    """
-    wA_KOr = torch.matmul(weight_OD.float(), A_KDr)
-    cross_KO = (wA_KOr.mT * gB_KrO).sum(1)
-    own_KO = ((A_KDr.mT @ A_KDr) @ gB_KrO).mul_(gB_KrO).sum(1)
-    return (squares_O + 2 * cross_KO + own_KO).clamp_(min=0).sqrt_()
-
-
 def _factor(scale: Scale, like: torch.Tensor) -> torch.Tensor:
     if scale.magnitude_kO is None or scale.norm_kO is None:
         return torch.ones(scale.count, like.shape[-1], device=like.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -40,6 +42,7 @@ class QuantisedLinear(torch.nn.Module):
         self.out_features, self.in_features = weight_OD.shape
         self.kind = kind
         self.transposed = transposed
+        self._unpacked: set[int] = set()  # addresses of matrices that a pass unpacked
         self.bias = None if bias_O is None else torch.nn.Parameter(bias_O, requires_grad=False)
         if kind == "nf4":
             self._packed, self._scales = functional.quantize_4bit(
@@ -65,34 +68,46 @@ class QuantisedLinear(torch.nn.Module):
     def dequantised(self, dtype: torch.dtype) -> torch.Tensor:
         """The matrix [d_out, d_in] that the layer computes with."""
         if self.kind == "int8":
-            return (self._packed * self._scales[:, None]).to(dtype)
-        weight: torch.Tensor = _bitsandbytes().dequantize_4bit(self._packed, self._scales)
-        return weight.to(dtype)
+            weight_OD = (self._packed * self._scales[:, None]).to(dtype)
+        else:
+            weight_OD = _bitsandbytes().dequantize_4bit(self._packed, self._scales).to(dtype)
+        self._unpacked.add(weight_OD.untyped_storage().data_ptr())
+        return weight_OD
+
+    @contextmanager
+    def unpacked_again(self) -> Iterator[None]:
+        """Within, autograd keeps no unpacked matrix of this layer: it is unpacked again."""
+
+        def pack(tensor: torch.Tensor) -> Any:
+            size = (self.out_features, self.in_features)
+            if tensor.dim() != 2 or tensor.requires_grad:
+                return tensor
+            if tensor.untyped_storage().data_ptr() not in self._unpacked:
+                return tensor
+            return (tensor.dtype, tuple(tensor.shape) == size and tensor.is_contiguous())
+
+        def unpack(kept: Any) -> torch.Tensor:
+            if isinstance(kept, torch.Tensor):
+                return kept
+            weight_OD = self.dequantised(kept[0])
+            return weight_OD if kept[1] else weight_OD.mT
+
+        # Only what is unpacked within: an address may be another tensor's later
+        self._unpacked.clear()
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            yield
+        self._unpacked.clear()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x W^T + bias, in the type of autocast where it is on."""
-        dtype = torch.get_autocast_dtype(x.device.type) if _autocast(x) else x.dtype
-        y: torch.Tensor = _FrozenProduct.apply(x.to(dtype), self)  # type: ignore[no-untyped-call]
-        return y if self.bias is None else y + self.bias.to(dtype)
+        """x W^T + bias, in the type of x."""
+        with self.unpacked_again():
+            return F.linear(x, self.dequantised(x.dtype), self.bias)
 
     def _apply(self, fn: Any, recurse: bool = True) -> QuantisedLinear:
         """Stay where it was made: scales are not parameters that could be moved along."""
         if self.bias is not None:
             self.bias.data = fn(self.bias.data)
         return self
-
-
-class _FrozenProduct(torch.autograd.Function):
-    """x W^T that keeps nothing: the backward pass dequantises again."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, layer: QuantisedLinear) -> torch.Tensor:
-        ctx.layer = layer
-        return F.linear(x, layer.dequantised(x.dtype))
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return grad @ ctx.layer.dequantised(grad.dtype), None
 
 
 def quantise(model: torch.nn.Module, kind: Kind, device: torch.device) -> None:
@@ -126,6 +141,3 @@ def _bitsandbytes() -> Any:
         ) from error
     return bitsandbytes.functional
 
-
-def _autocast(x: torch.Tensor) -> bool:
-    return torch.is_autocast_enabled(x.device.type)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,15 +10,27 @@ from typing import Any
 
 import torch
 
-from paretune.model.adapter import AdaptedLinear, Bank
+from paretune.errors import UserError
+from paretune.model.adapter import (
+    AdaptedLinear,
+    AdaptedQuantised,
+    AddedBias,
+    Bank,
+    Frozen,
+    matrix_of,
+)
 from paretune.model.attention import block_diagonal
+from paretune.model.biases import adds_its_bias, trained_biases
 from paretune.model.dropout import key
 from paretune.model.flat import Flat
 from paretune.model.head import float32_head
-from paretune.model.layers import linear_layers, select, weight_of
+from paretune.model.layers import Layer, linear_layers, select, weight_of
 from paretune.model.load import load_model
+from paretune.model.outputs import Output
+from paretune.model.pissa import Anchor, LeadingVectors
 from paretune.model.packed import PackedModel
 from paretune.model.product import Term
+from paretune.model.quantised import QuantisedLinear, quantise
 from paretune.model.slots.model import SlotModel
 from paretune.model.tree import TreeRow
 from paretune.study.arms import ArmConfig
@@ -47,11 +59,31 @@ class Pass:
         names = dict.fromkeys(name for bank in self.banks for name in bank.layers)
         return {
             drops: {
-                name: tuple(b.term(name, drops=drops) for b in self.banks if name in b.layers)
+                name: tuple(
+                    term
+                    for bank in self.banks
+                    if name in bank.layers
+                    for term in bank.terms(name, drops=drops)
+                )
                 for name in names
             }
             for drops in (False, True)
         }
+
+    @cached_property
+    def outputs(self) -> dict[bool, dict[str, Output]]:
+        """What outputs go through where arms scale them or train biases, as for :attr:`terms`."""
+        scaled = {name for bank in self.banks if bank.arms[0].dora for name in bank.layers}
+        names = scaled.union(*(bank.biases for bank in self.banks))
+        return {
+            drops: {name: self._output(name, name in scaled, drops) for name in sorted(names)}
+            for drops in (False, True)
+        }
+
+    def _output(self, name: str, scaled: bool, drops: bool) -> Output:
+        biases = [bias for bank in self.banks if (bias := bank.bias(name)) is not None]
+        scales = [bank.scale(name, drops=drops) for bank in self.banks] if scaled else []
+        return Output(tuple(scales), tuple(biases))
 
 
 class Trainee:
@@ -75,7 +107,7 @@ class Trainee:
         arms: Sequence[ArmConfig],
         flats: Sequence[Flat],
         passes: Sequence[Pass],
-        adapted: dict[str, AdaptedLinear] | None,
+        adapted: Mapping[str, Frozen] | None,
         device: torch.device,
         base: Base,
     ) -> None:
@@ -134,21 +166,33 @@ class Trainee:
             with self._attention_dropout(step, first_vector):
                 yield
             return
-        terms: dict[str, tuple[Term, ...]] = group.terms[step is not None] if group else {}
-        if group and step is not None:
+        terms: dict[str, tuple[Term, ...]] = {}
+        outputs: dict[str, Output] = {}
+        if group:
+            terms, outputs = group.terms[step is not None], group.outputs[step is not None]
             self.draw(group, step, first_vector)
         for name, layer in self._adapted.items():
-            layer.terms, layer.count = terms.get(name, ()), group.count if group else 1
+            layer.terms, layer.output = terms.get(name, ()), outputs.get(name)
+            layer.count = group.count if group else 1
         try:
             yield
         finally:
             for layer in self._adapted.values():
-                layer.terms, layer.count = (), 1
+                layer.terms, layer.output, layer.count = (), None, 1
 
-    def draw(self, group: Pass, step: int, first_vector: int) -> None:
-        """Set the adapters' dropout masks of one piece of one step."""
+    def draw(self, group: Pass, step: int | None, first_vector: int) -> None:
+        """Set what depends on the weights as a whole, and dropout masks of one piece of a step."""
         for bank in group.banks:
-            bank.draw(step, first_vector)
+            bank.measure()
+            if step is not None:
+                bank.draw(step, first_vector)
+
+    def anchor(self, position: int) -> tuple[Anchor, int] | None:
+        """What a PiSSA arm subtracts, and its row there; None for other arms."""
+        for bank in (bank for group in self.passes for bank in group.banks):
+            if position in bank.flat.arms and bank.anchor is not None:
+                return bank.anchor, bank.flat.arms.index(position)
+        return None
 
     @contextmanager
     def _attention_dropout(self, step: int | None, first_vector: int) -> Iterator[None]:
@@ -301,7 +345,12 @@ def compute_type(device: torch.device) -> torch.dtype:
 
 def frozen(base: Base, device: torch.device) -> Trainee:
     """The base as it is, with nothing to train."""
-    model = load_model(base, device, dtype=compute_type(device))
+    if base.quantise is None:
+        model = load_model(base, device, dtype=compute_type(device))
+    else:
+        model = load_model(base, torch.device("cpu"), dtype=compute_type(device))
+        quantise(model, base.quantise, device)
+        model.to(device)
     return Trainee(model, [], [], [], None, device, base)
 
 
@@ -345,11 +394,18 @@ def lora_cohort(
     model = load_model(base, torch.device("cpu"), dtype=dtype)
     layers = linear_layers(model)
     targets = {arm.id: tuple(select(layers, arm.targets or "all")) for arm in arms}
+    biases = {arm.id: trained_biases(model, arm.bias, targets[arm.id]) for arm in arms}
     # Arms of one shape stand side by side, so that they share a bank
-    ordered = sorted(arms, key=lambda a: (a.rank or 0, targets[a.id], a.optimizer, a.id))
+    ordered = sorted(arms, key=lambda a: (*_shape(a, targets), a.id))
     size = arms_per_pass or (1 if device.type == "cpu" else len(ordered))
-    adapted = _replace(model, set().union(*targets.values()))
+    names = set().union(*targets.values(), *biases.values())
+    frozen = _replace(model, layers, names, base, device)
     model.to(device)
+    leading = None
+    if any(arm.init == "pissa" for arm in arms):
+        ranks = [arm.rank or 1 for arm in arms if arm.init == "pissa"]
+        matrices = {name: matrix_of(frozen, name) for name in set().union(*targets.values())}
+        leading = LeadingVectors(matrices, max(ranks))
     passes: list[Pass] = []
     for start in range(0, len(ordered), size):
         stop = min(start + size, len(ordered))
@@ -358,14 +414,27 @@ def lora_cohort(
             positions = list(range(start + first, start + last))
             own = [ordered[i] for i in positions]
             named = {name: layers[name] for name in targets[own[0].id]}
-            banks.append(Bank(own, positions, named, device, first_arm=first, dtype=dtype))
+            banks.append(
+                Bank(
+                    own,
+                    positions,
+                    named,
+                    device,
+                    frozen=frozen,
+                    biases=biases[own[0].id],
+                    leading=leading if own[0].init == "pissa" else None,
+                    first_arm=first,
+                    dtype=dtype,
+                )
+            )
         passes.append(Pass(start, stop, tuple(banks)))
     flats = [bank.flat for group in passes for bank in group.banks]
-    return Trainee(model, ordered, flats, passes, adapted, device, base)
+    return Trainee(model, ordered, flats, passes, frozen, device, base)
 
 
 def _shape(arm: ArmConfig, targets: dict[str, tuple[str, ...]]) -> tuple[Any, ...]:
-    return (arm.rank, targets[arm.id], arm.optimizer)
+    variant = (bool(arm.dora), arm.init or "", arm.bias or "", bool(arm.loraplus_lr_ratio))
+    return (arm.rank or 0, targets[arm.id], arm.optimizer, *variant)
 
 
 def _runs(keys: Sequence[Any]) -> Iterator[tuple[int, int]]:
@@ -377,13 +446,38 @@ def _runs(keys: Sequence[Any]) -> Iterator[tuple[int, int]]:
             first = i
 
 
-def _replace(model: torch.nn.Module, names: set[str]) -> dict[str, AdaptedLinear]:
-    """Put an :class:`AdaptedLinear` in the place of each layer that carries adapters."""
-    adapted = {}
+def _replace(
+    model: torch.nn.Module,
+    layers: Mapping[str, Layer],
+    names: set[str],
+    base: Base,
+    device: torch.device,
+) -> dict[str, Frozen]:
+    """Put a module that carries arms in the place of each one named; returns these.
+
+    Raises:
+        UserError: a bias that cannot be trained, or a quantised base without bitsandbytes.
+    """
+    # A layer stored transposed computes a little differently in its own class, and which arms
+    # adapt it must not matter to the others
+    names = names | {name for name, layer in layers.items() if layer.transposed}
+    if base.quantise is not None:
+        quantise(model, base.quantise, device)
+    frozen: dict[str, Frozen] = {}
     for name in sorted(names):
-        module = model.get_submodule(name)
-        bias = getattr(module, "bias", None)
-        adapted[name] = AdaptedLinear(weight_of(module), None if bias is None else bias.detach())
+        module: Any = model.get_submodule(name)
+        if isinstance(module, QuantisedLinear):
+            frozen[name] = AdaptedQuantised(module, compute_type(device))
+        elif name in layers:
+            bias = getattr(module, "bias", None)
+            frozen[name] = AdaptedLinear(weight_of(module), None if bias is None else bias.detach())
+        elif adds_its_bias(module):
+            frozen[name] = AddedBias(module)
+        else:
+            raise UserError(
+                f"bias: all: the bias of {name} ({type(module).__name__}) cannot be trained beside "
+                "adapters; use bias: lora_only"
+            )
         parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent) if parent else model, last, adapted[name])
-    return adapted
+        setattr(model.get_submodule(parent) if parent else model, last, frozen[name])
+    return frozen

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from paretune.data.prepare import Prepared, check_budgets, prepare
+from paretune.errors import UserError
+from paretune.model.adapter import trained_shapes
+from paretune.model.biases import trained_biases
 from paretune.model.layers import check_rank, linear_layers, select
 from paretune.model.load import load_shape, load_tokenizer
 from paretune.model.shape import model_shape
@@ -102,12 +106,18 @@ def check_arms(study: Study, arms: Sequence[ArmConfig] | None = None) -> dict[st
         everything = sum(parameter.numel() for parameter in model.parameters())
         trained = {}
         for arm in study.arms if arms is None else arms:
+            key = study.places.arm_key
             if arm.method == "full":
+                if study.config.base.quantise:
+                    raise UserError(
+                        f"{key(arm.id, 'method')}: full finetuning needs the base's own weights, "
+                        "which base.quantise rounds; leave out one of the two"
+                    )
                 trained[arm.id] = everything
                 continue
-            key = study.places.arm_key
             names = select(layers, arm.targets or "all", where=key(arm.id, "targets"))
             check_rank(layers, names, arm.rank or 1, where=key(arm.id, "rank"))
-            sides = sum(layers[name].d_in + layers[name].d_out for name in names)
-            trained[arm.id] = sides * (arm.rank or 1)
+            biases = trained_biases(model, arm.bias, names, where=key(arm.id, "bias"))
+            shapes = trained_shapes(arm, (layers[name] for name in names), biases)
+            trained[arm.id] = sum(math.prod(shape) for shape in shapes.values())
         return trained

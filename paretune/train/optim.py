@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from paretune.model.compilation import fused
-from paretune.model.flat import Flat
+from paretune.model.flat import Flat, Part
 from paretune.study.arms import ArmConfig
 
 # Elements updated at a time on a CPU: keeps them in its cache. A GPU's kernel has no temporaries,
@@ -21,7 +21,8 @@ class PerArmOptimizer:
     AdamW is Loshchilov & Hutter's, with torch.optim.AdamW's order of operations. Lion (Chen et
     al., 2023) is LLM Foundry's decoupled LionW: the update is sign(b1 m + (1 - b1) g), then
     m = b2 m + (1 - b2) g. In both, weights first shrink by 1 - lr * decay, where ``decay`` is in
-    torch's convention (``ArmConfig.decay``).
+    torch's convention (``ArmConfig.decay``). Under LoRA+ (Hayou et al., 2024, arXiv 2402.12354)
+    all but the factors A learns at a multiple of the rate.
 
     Args:
         flat: values and gradients of the arms.
@@ -39,6 +40,9 @@ class PerArmOptimizer:
         self._beta2 = torch.tensor([b[1] for b in self._betas], device=device)[:, None]
         self._eps = torch.tensor([arm.eps for arm in arms], device=device)[:, None]
         self._decay = torch.tensor([arm.decay for arm in arms], dtype=torch.float64, device=device)
+        ratios = [arm.loraplus_lr_ratio or 1.0 for arm in arms]
+        self._ratio_K = torch.tensor(ratios, dtype=torch.float64, device=device)
+        self._stretches = _stretches(flat, fast=any(ratio != 1 for ratio in ratios))
         self.state: dict[str, torch.Tensor] = {"m": torch.zeros_like(flat.values)}
         if self.kind == "adamw":
             self.state["v"] = torch.zeros_like(flat.values)
@@ -54,26 +58,34 @@ class PerArmOptimizer:
                 frozen: its weights stay as they are to the bit, whatever its gradient is.
         """
         device = self.flat.values.device
-        keep_K1 = (1 - rate_K * self._decay).float()[:, None]
-        size_K1, root_K1 = self._corrections(t, rate_K)
-        scalars = (keep_K1, size_K1, root_K1, scale_K[:, None])
+        scalars = {False: self._scalars(t, rate_K, scale_K)}
+        if any(fast for _, _, fast in self._stretches):
+            scalars[True] = self._scalars(t, rate_K * self._ratio_K, scale_K)
         constants = (self._beta1, self._beta2, self._eps)
         update = _UPDATES[self.kind]
         if device.type == "cuda":
             update = fused(update, dynamic=True)
         chunk = max(1, _ELEMENTS[device.type] // len(self.flat.arms))
-        for part in self.flat.parts:
-            for first in range(part.columns.start, part.columns.stop, chunk):
-                columns = slice(first, min(first + chunk, part.columns.stop))
+        for part, stretch, fast in self._stretches:
+            for first in range(stretch.start, stretch.stop, chunk):
+                columns = slice(first, min(first + chunk, stretch.stop))
                 within = slice(first - part.columns.start, columns.stop - part.columns.start)
                 update(
                     self.flat.values[:, columns],
                     part.total[:, within],
                     None if part.copy_KC is None else part.copy_KC[:, within],
                     [value[:, columns] for value in self.state.values()],
-                    scalars,
+                    scalars[fast],
                     constants,
                 )
+        self.flat.changes += 1
+
+    def _scalars(
+        self, t: int, rate_K: torch.Tensor, scale_K: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """What an update at some rates needs of each arm, [K, 1] each."""
+        keep_K1 = (1 - rate_K * self._decay).float()[:, None]
+        return keep_K1, *self._corrections(t, rate_K), scale_K[:, None]
 
     def _corrections(self, t: int, rate_K: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Step sizes [K, 1] and divisors of sqrt(v) [K, 1], with AdamW's bias corrections."""
@@ -85,6 +97,25 @@ class PerArmOptimizer:
             torch.tensor([first, second], dtype=torch.float64), rate_K.device
         ).unbind()
         return (rate_K / first_K).float()[:, None], second_K.float()[:, None]
+
+
+def _stretches(flat: Flat, *, fast: bool) -> list[tuple[Part, slice, bool]]:
+    """The columns of a flat in stretches: their part, and whether they learn at LoRA+'s rate.
+
+    With ``fast``, all but the factors A do, which come first.
+    """
+    slow = max(
+        (offset + 1 for name, (offset, _) in flat.slots.items() if name.endswith(".A")), default=0
+    )
+    border = min(
+        (offset for offset, _ in flat.slots.values() if offset >= slow), default=flat.values.shape[1]
+    )
+    found = []
+    for part in flat.parts:
+        start, stop = part.columns.start, part.columns.stop
+        cut = min(max(border, start), stop) if fast else stop
+        found += [(part, slice(start, cut), False), (part, slice(cut, stop), True)]
+    return [stretch for stretch in found if stretch[1].start < stretch[1].stop]
 
 
 def put(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

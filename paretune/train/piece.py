@@ -103,7 +103,8 @@ class PieceRunner:
         cuda = trainee.device.type == "cuda"
         draws = any(arm.attention_dropout for arm in trainee.arms)
         self.trainee = trainee
-        backend = backend or ("inductor" if cuda and not draws else "none")
+        plain = not draws and trainee.base.quantise is None
+        backend = backend or ("inductor" if cuda and plain else "none")
         with trainee.applied(None), trainee.autocast():
             self.attends = backend != "none" and can_attend(trainee.model, trainee.device)
         # transformers makes masks while a graph is captured, unless the attention wants none

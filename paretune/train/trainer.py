@@ -140,7 +140,7 @@ class Trainer:
         index, row = self._locate(position)
         tensors = {"values": self.trainee.flats[index].values[row]}
         tensors |= {name: value[row] for name, value in self.optimizers[index].state.items()}
-        return tensors, self.divergence.state(position)
+        return tensors | self._anchor(position), self.divergence.state(position)
 
     def restore(
         self, position: int, tensors: dict[str, torch.Tensor], watch: dict[str, float]
@@ -151,12 +151,16 @@ class Trainer:
         self.trainee.flats[index].refresh()
         for name, value in self.optimizers[index].state.items():
             value[row].copy_(tensors[name])
+        found = self.trainee.anchor(position)
+        if found is not None:
+            anchor, own = found
+            anchor.restore(own, tensors)
         self.divergence.restore(position, watch)
 
     def weights(self, position: int) -> dict[str, torch.Tensor]:
-        """Named views of one arm's trained tensors."""
+        """Named views of one arm's trained tensors, and of what a PiSSA arm subtracts."""
         index, row = self._locate(position)
-        return self.trainee.flats[index].tensors(row)
+        return self.trainee.flats[index].tensors(row) | self._anchor(position)
 
     def fit_memory(self, shape: ModelShape, *, surplus: float = 1.0) -> None:
         """Choose how many rows go through a GPU at once, by the memory model.
@@ -247,6 +251,10 @@ class Trainer:
                 for flat in trainee.flats_of(group):
                     flat.gather()
         return total_K
+
+    def _anchor(self, position: int) -> dict[str, torch.Tensor]:
+        found = self.trainee.anchor(position)
+        return {} if found is None else found[0].row(found[1])
 
     def _locate(self, position: int) -> tuple[int, int]:
         for index, flat in enumerate(self.trainee.flats):

@@ -83,10 +83,11 @@ def matched(
 ) -> pd.DataFrame:
     """Forgetting of each method group at given levels of learning (in the metric's unit).
 
-    Groups are ``full``, ``lora`` (all ranks) and ``lora rN``, and so for each variant; arms that differ only in their seed
-    count once, by their mean. Columns: group, learning, forgetting, low, high, reason. The 95%
-    interval is the percentile one over paired resamples of the items, the envelope found anew in
-    each; the reason begins with "cannot be compared" where the level is out of a method's reach.
+    Groups are ``full``, ``lora`` (all ranks) and ``lora rN``, and so for each variant; arms that
+    differ only in their seed count once, by their mean. Columns: group, learning, forgetting, low,
+    high, reason. The 95% interval is the percentile one over paired resamples of the items, the
+    envelope found anew in each; the reason begins with "cannot be compared" where the level is out
+    of a method's reach.
     """
     import pandas as pd
 

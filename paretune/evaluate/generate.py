@@ -58,7 +58,9 @@ def slot_model(arms: ArmModel) -> SlotModel | None:
     make = getattr(arms, "slot_model", None)
     if make is None or arms.device.type != "cuda":
         return None
-    model: SlotModel = make()
+    model: SlotModel | None = make()
+    if model is None:
+        return None
     reason = model.check(arms.logits)
     if reason is not None:
         LOG.info("decoding with the model's own cache: %s", reason)

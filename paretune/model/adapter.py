@@ -133,10 +133,31 @@ class Bank:
         bias = self._frozen[name].bias
         return None if bias is None else bias.detach().float().expand(len(self.arms), -1)
 
+    @property
+    def biases_elsewhere(self) -> bool:
+        """Whether biases are trained of other modules than linear layers."""
+        return any(not isinstance(self._frozen[name], AdaptedLinear) for name in self.biases)
+
+    def changes_outputs(self, name: str) -> bool:
+        """Whether arms of this bank scale a layer's outputs, or train its bias."""
+        return name in self.biases or (self._lengths is not None and name in self.layers)
+
+    def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """A [K, d_in, r] and gamma B [K, r, d_out] of a layer's whole change, float32.
+
+        PiSSA's is of rank 2r: [A, A0] and gamma [B; -B0].
+        """
+        parameters = self.flat.parameters
+        A, B = parameters[f"{name}.A"].detach(), parameters[f"{name}.B"].detach() * self.gamma_K11
+        if self.anchor is None:
+            return A, B
+        A0, B0 = self.anchor.tensors[f"{name}.A0"], self.anchor.tensors[f"{name}.B0"]
+        return torch.cat([A, A0], dim=2), torch.cat([B, B0 * -self.gamma_K11], dim=1)
+
     def measure(self) -> None:
         """Bring DoRA's norms in line with the factors, where these have changed."""
         if self._lengths is not None:
-            self._lengths.measure(self.flat, self.gamma_K11, self.anchor)
+            self._lengths.measure(self.flat.changes, self.factors)
 
     def _dropout(self, name: str, *, drops: bool) -> Dropout | None:
         if not (drops and self.drops):
@@ -170,9 +191,7 @@ def trained_shapes(
         biases: size of each bias that it trains, by the name of its module.
     """
     layers, rank = list(layers), arm.rank or 1
-    shapes: dict[str, tuple[int, ...]] = {
-        f"{layer.name}.A": (layer.d_in, rank) for layer in layers
-    }
+    shapes: dict[str, tuple[int, ...]] = {f"{layer.name}.A": (layer.d_in, rank) for layer in layers}
     shapes |= {f"{layer.name}.B": (rank, layer.d_out) for layer in layers}
     if arm.dora:
         shapes |= {f"{layer.name}.magnitude": (layer.d_out,) for layer in layers}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ class FullBank:
     Args:
         arms: the K arms; ``positions`` are their places in the cohort.
         base: the base's parameters by name, each once (tied weights under their first name).
+        copied: names of those that products read in bf16.
     """
 
     def __init__(
@@ -30,48 +31,45 @@ class FullBank:
         positions: Sequence[int],
         base: dict[str, torch.Tensor],
         device: torch.device,
+        copied: Collection[str] = (),
     ) -> None:
         self.arms = list(arms)
         self._base = base
         shapes = {name: tuple(value.shape) for name, value in base.items()}
-        self.flat = Flat(positions, shapes, arm_axis=True, device=device)
+        self.flat = Flat(
+            positions, shapes, arm_axis=True, device=device, copied=copied, train_copies=True
+        )
         self.reset()
 
     def reset(self) -> None:
         """Set every arm to the base's weights."""
-        with torch.no_grad():
-            for name, value in self._base.items():
-                self.flat.parameters[name].copy_(value.expand_as(self.flat.parameters[name]))
+        for row in range(len(self.arms)):
+            for name, own in self.flat.tensors(row).items():
+                own.copy_(self._base[name])
+        self.flat.refresh()
 
 
 @dataclass
 class Current:
     """Whose weights the modules of one model use right now; one object shared by all of them.
 
-    ``banks`` holds the one bank of the current pass. ``rows`` are those of the whole batch, all
-    arms together.
+    ``rows`` are those of the whole batch, all arms together.
     """
 
-    banks: list[FullBank] = field(default_factory=list)
-    step: int | None = None
-    first_row: int = 0
+    bank: FullBank | None = None
     rows: int = 0
-
-    def clear(self) -> None:
-        """Use no arm's weights."""
-        self.banks, self.step, self.first_row = [], None, 0
 
     @property
     def weights(self) -> dict[str, torch.nn.Parameter]:
         """[K, ...] by name."""
-        if not self.banks:
+        if self.bank is None:
             raise ValueError("full arms have no base beneath them")
-        return self.banks[0].flat.parameters
+        return self.bank.flat.parameters
 
     @property
     def count(self) -> int:
         """Number of arms folded into the batch."""
-        return sum(len(bank.arms) for bank in self.banks)
+        return 0 if self.bank is None else len(self.bank.arms)
 
 
 class ArmModule(torch.nn.Module):
@@ -112,6 +110,15 @@ class ArmModule(torch.nn.Module):
         if x.shape[0] == 1:
             x = x.expand(self._current.rows, *x.shape[1:])
         return self._folded(own, x, *args, **kwargs)
+
+    def of_each_arm(
+        self, weights: Mapping[str, torch.Tensor]
+    ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Weight [d_out, d_in] and bias of a linear layer for each arm of a bank."""
+        matrices = weights[self._names["weight"]].unbind()
+        if "bias" not in self._names:
+            return [(matrix, None) for matrix in matrices]
+        return list(zip(matrices, weights[self._names["bias"]].unbind(), strict=True))
 
 
 def carries_arm_axis(module: torch.nn.Module) -> bool:
@@ -163,20 +170,12 @@ def give_arm_axis(
         names = {own: first[id(p)] for own, p in _own(module).items()}
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, ArmModule(module, names, current, device))
-    model.register_forward_pre_hook(_note_rows(current), with_kwargs=True)
     return base
 
 
 def _own(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """The parameters of a module itself, not of modules in it."""
     return dict(module.named_parameters(recurse=False))
-
-
-def _note_rows(current: Current) -> Callable[..., None]:
-    def note(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        current.rows = kwargs["input_ids"].shape[0]
-
-    return note
 
 
 def _call(

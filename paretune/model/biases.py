@@ -40,7 +40,7 @@ class AddedBias(torch.nn.Module):
         if self.output is None:
             plain: torch.Tensor = self.module(x, *args, **kwargs)
             return plain
-        y = functional_call(
+        y: torch.Tensor = functional_call(
             self.module, {"bias": torch.zeros_like(self.bias)}, (x, *args), kwargs
         )
         y_KND = y.view(self.count, -1, y.shape[-1]) + torch.cat(self.output.biases)[:, None]

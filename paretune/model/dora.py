@@ -6,9 +6,6 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from paretune.model.flat import Flat
-from paretune.model.pissa import Anchor
-
 
 class RowLengths:
     """Lengths [K, d_out] of the rows of W0 + Delta in each layer of DoRA arms.
@@ -26,9 +23,7 @@ class RowLengths:
         count: int,
     ) -> None:
         self._weights = weights
-        self._squares = {
-            name: weight().float().square().sum(1) for name, weight in weights.items()
-        }
+        self._squares = {name: weight().float().square().sum(1) for name, weight in weights.items()}
         self.norms = {
             name: squares_O.sqrt().repeat(count, 1) for name, squares_O in self._squares.items()
         }
@@ -39,17 +34,20 @@ class RowLengths:
         return self._squares[name].sqrt()
 
     @torch.no_grad()
-    def measure(self, flat: Flat, gamma_K11: torch.Tensor, anchor: Anchor | None) -> None:
-        """Compute the lengths where the factors have changed since."""
-        if self._measured == flat.changes:
+    def measure(
+        self, changes: int, factors: Callable[[str], tuple[torch.Tensor, torch.Tensor]]
+    ) -> None:
+        """Compute the lengths where the factors have changed since.
+
+        Args:
+            changes: how often they have changed.
+            factors: A [K, d_in, r] and gamma B [K, r, d_out] of a layer.
+        """
+        if self._measured == changes:
             return
         for name, norms_KO in self.norms.items():
-            A, B = flat.parameters[f"{name}.A"], flat.parameters[f"{name}.B"] * gamma_K11
-            if anchor is not None:
-                A = torch.cat([A, anchor.tensors[f"{name}.A0"]], dim=2)
-                B = torch.cat([B, anchor.tensors[f"{name}.B0"] * -gamma_K11], dim=1)
-            norms_KO.copy_(row_lengths(self._weights[name](), self._squares[name], A, B))
-        self._measured = flat.changes
+            norms_KO.copy_(row_lengths(self._weights[name](), self._squares[name], *factors(name)))
+        self._measured = changes
 
 
 def row_lengths(

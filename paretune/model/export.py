@@ -146,11 +146,13 @@ def tuned_weight(
     """
     rank = config["r"]
     gamma = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
-    tuned_OD = weight_OD + gamma * (adapter["lora_B.weight"] @ adapter["lora_A.weight"])
+    tuned_OD: torch.Tensor = weight_OD + gamma * (
+        adapter["lora_B.weight"] @ adapter["lora_A.weight"]
+    )
     if not config.get("use_dora"):
         return tuned_OD
     scale_O = adapter["lora_magnitude_vector"] / torch.linalg.vector_norm(tuned_OD, dim=1)
-    return tuned_OD * scale_O[:, None]
+    return torch.mul(tuned_OD, scale_O[:, None])
 
 
 def save_tokenizer(to: Path, base: Base) -> None:

@@ -2,15 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
 
 import torch
 
-from paretune.model.arm_axis import Current, FullBank, give_arm_axis
+from paretune.model.arm_axis import ArmModule, Current, FullBank, give_arm_axis
+from paretune.model.layers import linear_layers
 from paretune.model.load import load_model
-from paretune.model.trainee import Pass, Trainee
+from paretune.model.trainee import Head, Pass, Trainee, compute_type
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
+
+
+class FullCohort(Trainee):
+    """Full arms that train together; on a GPU each pass goes through weights with an arm axis."""
+
+    def __init__(
+        self,
+        model: Any,
+        banks: Sequence[FullBank],
+        current: Current,
+        device: torch.device,
+        base: Base,
+    ) -> None:
+        arms = [arm for bank in banks for arm in bank.arms]
+        flats = [bank.flat for bank in banks]
+        passes = [Pass(flat.arms[0], flat.arms[-1] + 1, ()) for flat in flats]
+        super().__init__(model, arms, flats, passes, None, device, base)
+        self._banks = {group.start: bank for group, bank in zip(passes, banks, strict=True)}
+        self._current = current
+
+    def reset(self) -> None:
+        """Give every arm the base's weights again."""
+        for bank in self._banks.values():
+            bank.reset()
+
+    @contextmanager
+    def applied(
+        self, group: Pass | None, *, step: int | None = None, first_vector: int = 0
+    ) -> Iterator[None]:
+        """Use the weights of ``group``'s arms."""
+        self._current.bank = self._banks[group.start] if group else None
+        try:
+            yield
+        finally:
+            self._current.bank = None
+
+    def forward(self, input_ids_NS: torch.Tensor, **settings: Any) -> Any:
+        """The model's output for arm-major rows [K * B, S], under autocast."""
+        self._current.rows = input_ids_NS.shape[0]
+        return super().forward(input_ids_NS, **settings)
+
+    @cached_property
+    def head_is_linear(self) -> bool:
+        """Whether logits are the output head's product with the last hidden state, and no more."""
+        head = self.model.get_output_embeddings()
+        if not (isinstance(head, ArmModule) and type(head.module) is torch.nn.Linear):
+            return False
+        return self._head_is_all(self.passes[0], lambda hidden: head(hidden))
+
+    def heads(self, group: Pass) -> list[Head]:
+        """The output head of each arm."""
+        head: ArmModule = self.model.get_output_embeddings()
+        return list(head.of_each_arm(self._banks[group.start].flat.parameters))
+
+    def slot_model(self) -> None:
+        """Slots decode over one base."""
 
 
 def full_cohort(
@@ -19,7 +79,7 @@ def full_cohort(
     device: torch.device,
     *,
     arms_per_pass: int | None = None,
-) -> Trainee:
+) -> FullCohort:
     """Full finetuning of several arms, float32 masters with an arm axis.
 
     Args:
@@ -27,21 +87,25 @@ def full_cohort(
             is then that of an arm alone, to the bit.
 
     Raises:
-        ValueError: the base has weights that cannot carry several arms.
+        ValueError: the base has weights that cannot carry several arms, or an arm has attention
+            dropout.
     """
+    if any(arm.attention_dropout for arm in arms):
+        raise ValueError("attention dropout is drawn for one arm at a time")
     model = load_model(base, torch.device("cpu"))
+    # As for one full arm: autocast computes products of these in bf16, and nothing else
+    matrices = [f"{name}.weight" for name in linear_layers(model)]
+    copied = matrices if compute_type(device) == torch.bfloat16 else []
     current = Current()
     weights = give_arm_axis(model, current, device)
     model.to(device)
     # Arms that share an optimizer stand side by side, so that they share a bank
     ordered = sorted(arms, key=lambda arm: (arm.optimizer, arm.id))
     size = arms_per_pass or (1 if device.type == "cpu" else len(ordered))
-    passes: list[Pass] = []
+    banks: list[FullBank] = []
     for optimizer in dict.fromkeys(arm.optimizer for arm in ordered):
         positions = [i for i, arm in enumerate(ordered) if arm.optimizer == optimizer]
         for first in range(0, len(positions), size):
             own = positions[first : first + size]
-            bank = FullBank([ordered[i] for i in own], own, weights, device)
-            passes.append(Pass(own[0], own[-1] + 1, (bank,)))
-    flats = [bank.flat for group in passes for bank in group.banks]
-    return Trainee(model, ordered, flats, passes, current, device, base)
+            banks.append(FullBank([ordered[i] for i in own], own, weights, device, copied))
+    return FullCohort(model, banks, current, device, base)

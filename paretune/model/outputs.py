@@ -15,13 +15,13 @@ class Scale(NamedTuple):
     """Some arms' factor of each output, magnitude / norm; 1 where the magnitude is None.
 
     Attributes:
-        count: k, the arms it is for, in the order of the pass.
+        arms: k, how many it is for, in the order of the pass.
         magnitude_kO: trained lengths of DoRA, float32.
         norm_kO: lengths of the rows of W0 + Delta right now, a constant to the gradient.
         dropout: masks on the adapters' input, or None.
     """
 
-    count: int
+    arms: int
     magnitude_kO: torch.Tensor | None = None
     norm_kO: torch.Tensor | None = None
     dropout: Dropout | None = None
@@ -51,7 +51,7 @@ def finished(
     """
     y_KNO = y.view(count, -1, y.shape[-1]).float()
     if output.scales:
-        y_KNO = y_KNO * torch.cat([_factor(scale, y) for scale in output.scales])[:, None]
+        y_KNO = y_KNO * _factors(y, output.scales)
         if any(scale.dropout for scale in output.scales):
             y_KNO = y_KNO + _masked_part(x, weight_OD, count, output.scales)
     if output.biases:
@@ -59,9 +59,14 @@ def finished(
     return y_KNO.to(y.dtype).view(y.shape)
 
 
-def _factor(scale: Scale, like: torch.Tensor) -> torch.Tensor:
+def _factors(y: torch.Tensor, scales: tuple[Scale, ...]) -> torch.Tensor:
+    return torch.cat([factor(scale, y.shape[-1], y.device) for scale in scales])[:, None]
+
+
+def factor(scale: Scale, size: int, device: torch.device) -> torch.Tensor:
+    """The factors [k, d_out] of some arms, float32."""
     if scale.magnitude_kO is None or scale.norm_kO is None:
-        return torch.ones(scale.count, like.shape[-1], device=like.device)
+        return torch.ones(scale.arms, size, device=device)
     # A row of zeros has no direction: it stays at zero rather than turn into NaN
     return scale.magnitude_kO / scale.norm_kO.clamp(min=torch.finfo(torch.float32).tiny)
 
@@ -74,11 +79,12 @@ def _masked_part(
     parts = []
     first = 0
     for scale in scales:
-        own = x_KND[first : first + scale.count]
-        first += scale.count
+        own = x_KND[first : first + scale.arms]
+        first += scale.arms
         if scale.dropout is None or scale.magnitude_kO is None:
             parts.append(own.new_zeros(*own.shape[:2], weight_OD.shape[0], dtype=torch.float32))
             continue
         dropped = F.linear(own - masked(own, *scale.dropout), weight_OD)
-        parts.append((1 - _factor(scale, x.new_empty(weight_OD.shape[0])))[:, None] * dropped)
+        s_kO = factor(scale, weight_OD.shape[0], x.device)
+        parts.append((1 - s_kO)[:, None] * dropped)
     return torch.cat(parts)

@@ -69,7 +69,7 @@ def leading_vectors(weight_OD: torch.Tensor) -> Leading:
 
 
 class Anchor:
-    """What PiSSA arms of a bank subtract: the factors A0 [K, d_in, r], B0 [K, r, d_out] they began as.
+    """What PiSSA arms of a bank subtract: the factors A0 [K, d_in, r], B0 [K, r, d_out] at first.
 
     The frozen base stays whole and shared: W0 + gamma (A B - A0 B0)^T.
     """

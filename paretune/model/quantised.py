@@ -68,7 +68,7 @@ class QuantisedLinear(torch.nn.Module):
     def dequantised(self, dtype: torch.dtype) -> torch.Tensor:
         """The matrix [d_out, d_in] that the layer computes with."""
         if self.kind == "int8":
-            weight_OD = (self._packed * self._scales[:, None]).to(dtype)
+            weight_OD: torch.Tensor = (self._packed * self._scales[:, None]).to(dtype)
         else:
             weight_OD = _bitsandbytes().dequantize_4bit(self._packed, self._scales).to(dtype)
         self._unpacked.add(weight_OD.untyped_storage().data_ptr())
@@ -140,4 +140,3 @@ def _bitsandbytes() -> Any:
             "install it with pip install 'paretune[quantise]'"
         ) from error
     return bitsandbytes.functional
-

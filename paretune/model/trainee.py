@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -14,13 +14,12 @@ from paretune.errors import UserError
 from paretune.model.adapter import (
     AdaptedLinear,
     AdaptedQuantised,
-    AddedBias,
     Bank,
     Frozen,
     matrix_of,
 )
 from paretune.model.attention import block_diagonal
-from paretune.model.biases import adds_its_bias, trained_biases
+from paretune.model.biases import AddedBias, adds_its_bias, trained_biases
 from paretune.model.dropout import key
 from paretune.model.flat import Flat
 from paretune.model.head import float32_head
@@ -36,6 +35,8 @@ from paretune.model.tree import TreeRow
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
 
+# The output head: its weight [V, D] and its bias [V], where there are such
+Head: TypeAlias = tuple[torch.Tensor | None, torch.Tensor | None]
 # Tokens in one forward pass on a CPU: beyond this, activations leave the cache and it gets slower
 CPU_TOKENS = 1024
 
@@ -247,13 +248,19 @@ class Trainee:
         Found by trying: some families scale or cap their logits after the head.
         """
         head = self.model.get_output_embeddings()
-        if type(head) is not torch.nn.Linear:
-            return False
-        ids = torch.arange(4, device=self.device)[None]
-        with torch.no_grad(), self.applied(None), self.autocast():
-            logits = self.model(input_ids=ids, use_cache=False).logits
-            hidden = self.model.base_model(input_ids=ids, use_cache=False)[0]
+        return type(head) is torch.nn.Linear and self._head_is_all(None, head)
+
+    def _head_is_all(self, group: Pass | None, head: Callable[[Any], torch.Tensor]) -> bool:
+        ids = torch.arange(4, device=self.device).expand(group.count if group else 1, 4)
+        with torch.no_grad(), self.applied(group), self.autocast():
+            logits = self.forward(ids, use_cache=False).logits
+            hidden = self.forward(ids, part="hidden", use_cache=False)[0]
             return torch.allclose(head(hidden), logits, rtol=1e-3, atol=1e-5)
+
+    def heads(self, group: Pass) -> list[Head]:
+        """The output head as weight and bias: one for all arms of a pass, or one for each."""
+        head = self.model.get_output_embeddings()
+        return [(head.weight, head.bias)]
 
     def view(self, group: Pass | None) -> ArmView:
         """The arms of ``group``, or the base under the adapters (None), for scoring."""
@@ -310,9 +317,14 @@ class ArmView:
             out = self._trainee.forward(input_ids_KBS.flatten(0, 1), **settings)
         return out.logits.view(*input_ids_KBS.shape[:2], *out.logits.shape[1:]), out.past_key_values
 
-    def slot_model(self) -> SlotModel:
-        """These arms with the weights of this moment, for decoding many rows in slots."""
+    def slot_model(self) -> SlotModel | None:
+        """These arms with the weights of this moment, for decoding many rows in slots.
+
+        None where slots do not know their layers: a quantised base, biases of norms.
+        """
         banks = self._group.banks if self._group else ()
+        if self._trainee.base.quantise or any(bank.biases_elsewhere for bank in banks):
+            return None
         short = torch.zeros(1, 2, dtype=torch.int64, device=self.device)
         return SlotModel(
             self._trainee.model,

@@ -108,7 +108,8 @@ def _stretches(flat: Flat, *, fast: bool) -> list[tuple[Part, slice, bool]]:
         (offset + 1 for name, (offset, _) in flat.slots.items() if name.endswith(".A")), default=0
     )
     border = min(
-        (offset for offset, _ in flat.slots.values() if offset >= slow), default=flat.values.shape[1]
+        (offset for offset, _ in flat.slots.values() if offset >= slow),
+        default=flat.values.shape[1],
     )
     found = []
     for part in flat.parts:

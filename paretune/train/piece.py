@@ -12,7 +12,7 @@ import torch
 from paretune.data.blocks import Batch
 from paretune.model.attention import attending, can_attend, segment_bounds
 from paretune.model.compilation import Regions
-from paretune.model.trainee import Pass, Trainee
+from paretune.model.trainee import Head, Pass, Trainee
 from paretune.train.loss import arm_losses, next_tokens
 from paretune.train.optim import put
 
@@ -105,11 +105,11 @@ class PieceRunner:
         self.trainee = trainee
         plain = not draws and trainee.base.quantise is None
         backend = backend or ("inductor" if cuda and plain else "none")
-        with trainee.applied(None), trainee.autocast():
-            self.attends = backend != "none" and can_attend(trainee.model, trainee.device)
+        with trainee.trying() as arms, trainee.autocast():
+            self.attends = backend != "none" and can_attend(trainee.model, trainee.device, arms)
         # transformers makes masks while a graph is captured, unless the attention wants none
         self.graphs = cuda and self.attends if graphs is None else graphs
-        self._head = trainee.model.get_output_embeddings() if trainee.head_is_linear else None
+        self._linear_head = trainee.head_is_linear
         self._regions = Regions(trainee.model, backend)
         # Graphs cannot be captured on the default stream, nor autograd's nodes change streams
         self._stream = torch.cuda.Stream(trainee.device) if cuda else None  # type: ignore[no-untyped-call]
@@ -119,7 +119,7 @@ class PieceRunner:
         """Losses [K] of a piece (means over whole batches); gradients are added to the flats."""
         if self._stream is None:
             with self._applied(group, step, first_vector):
-                return self._eager(piece)
+                return self._eager(group, piece)
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             loss_K = self._on_stream(group, piece, step, first_vector)
@@ -135,13 +135,13 @@ class PieceRunner:
     def _on_stream(self, group: Pass, piece: Piece, step: int, first_vector: int) -> torch.Tensor:
         if not self.graphs:
             with self._applied(group, step, first_vector):
-                return self._eager(piece)
+                return self._eager(group, piece)
         key = (group.start, *piece.ids.shape)
         graph = self._graphs.setdefault(key, _Graph())
         if graph.runs < _WARM_UP:
             graph.runs += 1
             with self._applied(group, step, first_vector):
-                return self._eager(piece)
+                return self._eager(group, piece)
         if graph.graph is None:
             graph.piece = piece.clone()
             torch.cuda.synchronize()
@@ -149,7 +149,7 @@ class PieceRunner:
             with self._applied(group, step, first_vector):
                 captured = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(captured, stream=self._stream):
-                    graph.loss_K = self._eager(graph.piece)
+                    graph.loss_K = self._eager(group, graph.piece)
             graph.graph = captured
         assert graph.piece is not None
         assert graph.loss_K is not None
@@ -166,20 +166,26 @@ class PieceRunner:
         with regions, attention, adapters:
             yield
 
-    def _eager(self, piece: Piece) -> torch.Tensor:
+    def _eager(self, group: Pass, piece: Piece) -> torch.Tensor:
         trainee = self.trainee
         inputs: dict[str, Any] = {
             "position_ids_NS": piece.positions,
             "segments_NS": piece.segments,
             "bounds": piece.bounds,
         }
-        if self._head is not None:
+        heads: list[Head] = [(None, None)]
+        if self._linear_head:
             hidden = trainee.forward(piece.ids, part="hidden", use_cache=False, **inputs)[0]
-            weight, bias = self._head.weight, self._head.bias
+            heads = self.trainee.heads(group)
         else:
             # Logits that are more than a product with the head are used as they come
             hidden = trainee.forward(piece.ids, use_cache=False, **inputs).logits
-            weight = bias = None
-        loss_K = arm_losses(hidden, weight, bias, piece.labels, piece.weight_K)
+        parts = [each.chunk(len(heads)) for each in (hidden, piece.labels, piece.weight_K)]
+        loss_K = torch.cat(
+            [
+                arm_losses(own, head, bias, labels, weight)
+                for (head, bias), own, labels, weight in zip(heads, *parts, strict=True)
+            ]
+        )
         loss_K.sum().backward()  # type: ignore[no-untyped-call]
         return loss_K.detach()

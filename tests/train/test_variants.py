@@ -10,18 +10,20 @@ import peft
 import pytest
 import torch
 from peft.optimizers import create_loraplus_optimizer
-from train_helpers import BATCH, CPU, lora, train, weights
+from train_helpers import BATCH, CPU, go_on, lora, train, weights
 from transformers import AutoModelForCausalLM, get_scheduler
 
 from paretune.data.blocks import Blocks
 from paretune.data.order import rows_for_step
+from paretune.errors import UserError
+from paretune.model.dropout import key, scaled_masks
 from paretune.model.export import merge, save_adapter
+from paretune.model.layers import linear_layers
 from paretune.model.load import location
 from paretune.model.trainee import lora_cohort
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
 from paretune.train.state import load_state, save_state
-from paretune.train.trainer import Trainer
 
 STEPS = 50
 COSINE: dict[str, Any] = {"schedule": {"shape": "cosine", "warmup": "10%"}}
@@ -156,3 +158,137 @@ def test_variant_equals_peft_on_transposed_layers_with_biases(
     expected = peft_losses(tiny_gpt2, arm, text_blocks)
     np.testing.assert_allclose(losses[arm.id], expected, rtol=1e-5)
     assert expected[-1] < 0.95 * expected[0], "the comparison means little if nothing is learned"
+
+
+MIXED = [
+    lora(2, 1e-3),
+    lora(2, 1e-3, dora=True),
+    lora(2, 3e-3, dora=True, lora_dropout=0.3),
+    lora(4, 3e-3, init="pissa", lora_dropout=0.3),
+    lora(2, 1e-3, init="pissa", alpha=3),
+    lora(2, 1e-3, loraplus_lr_ratio=8),
+    lora(2, 1e-3, scaling="rslora", alpha=2),
+    lora(2, 3e-3, targets=["c_attn", "c_fc"], bias="lora_only"),
+    lora(2, 3e-3, targets=["c_attn"], bias="all", dora=True, optimizer="lion"),
+]
+
+
+@pytest.mark.parametrize("arms_per_pass", [1, 9])
+def test_variants_train_in_a_cohort_as_alone(
+    tiny_gpt2: Base, text_blocks: Blocks, arms_per_pass: int
+) -> None:
+    together, losses = train(tiny_gpt2, MIXED, text_blocks, 12, arms_per_pass=arms_per_pass)
+    for one in MIXED:
+        alone, own = train(tiny_gpt2, [one], text_blocks, 12)
+        np.testing.assert_allclose(losses[one.id], own[one.id], rtol=1e-5)
+        for name, value in weights(alone, one).items():
+            got = weights(together, one)[name]
+            if arms_per_pass == 1:
+                # On a CPU arms pass one by one, so a cohort changes nothing, to the bit
+                assert torch.equal(got, value), (one.label, name)
+            elif not name.endswith("c_attn.bias"):
+                # (a bias on all keys cancels in the softmax: its gradient is amplified rounding)
+                assert (got - value).norm() <= 1e-5 * value.norm(), (one.label, name)
+
+
+def test_a_variant_begins_as_the_base(tiny_gpt2: Base) -> None:
+    trainee = lora_cohort(tiny_gpt2, MIXED, CPU, arms_per_pass=len(MIXED))
+    ids = torch.arange(24).view(2, 12)
+    base = trainee.view(None).logits(ids)
+    arms = trainee.view(trainee.passes[0]).logits(ids)
+    assert (arms - base).abs().max() <= 1e-5 * base.abs().max()
+
+
+def test_each_variant_resumes_to_the_bit(
+    tiny_gpt2: Base, text_blocks: Blocks, tmp_path: Path
+) -> None:
+    """Six steps, a state on disk, six more in another process's place: as twelve in one go."""
+    whole, _ = train(tiny_gpt2, MIXED, text_blocks, 12)
+    half, _ = train(tiny_gpt2, MIXED, text_blocks, 6)
+    again, _ = train(tiny_gpt2, MIXED, text_blocks, 0)
+    for position, one in enumerate(half.trainee.arms):
+        tensors, watch = half.state(position)
+        save_state(tmp_path / one.id, "main", 6, tensors, watch)
+        read = load_state(tmp_path / one.id, "main", 6)
+        assert read is not None
+        if one.init == "pissa":
+            # Other singular vectors, as another machine's library may find them
+            found = again.trainee.anchor(position)
+            assert found is not None
+            for value in found[0].row(found[1]).values():
+                value.neg_()
+        again.restore(position, *read)
+    go_on(again, 6, 12)
+    for one in MIXED:
+        for name, value in weights(whole, one).items():
+            assert torch.equal(weights(again, one)[name], value), (one.label, name)
+
+
+@pytest.mark.parametrize("one", MIXED, ids=lambda arm: arm.family)
+@torch.no_grad()
+def test_exports_give_the_arms_logits_on_the_original_base(
+    one: ArmConfig,
+    tiny_gpt2: Base,
+    text_blocks: Blocks,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The tiny base has no tokenizer to go with the merged model
+    monkeypatch.setattr("paretune.model.export.save_tokenizer", lambda to, base: None)
+    with torch.enable_grad():
+        trainer, _ = train(tiny_gpt2, [one], text_blocks, 6)
+    ids = torch.arange(48).view(3, 16)
+    trainee = trainer.trainee
+    ours = trainee.view(trainee.passes[0]).logits(ids)[0]
+    save_adapter(tmp_path / "adapter", one, weights(trainer, one), tiny_gpt2, transposed=True)
+    base = AutoModelForCausalLM.from_pretrained(tiny_gpt2.name, dtype=torch.float32).eval()
+    before = base(ids).logits
+    assert (ours - before).abs().max() > 1e-3 * ours.abs().max(), "it has learned something"
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    assert (theirs(ids).logits - ours).abs().max() <= 1e-5 * ours.abs().max()
+    merge(tmp_path / "adapter", tiny_gpt2, tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
+    assert (merged(ids).logits - ours).abs().max() <= 1e-5 * ours.abs().max()
+
+
+class OurMasks(torch.nn.Module):
+    """Dropout with the masks that an arm has in one layer at one step."""
+
+    def __init__(self, arm: ArmConfig, step: int, layer: int) -> None:
+        super().__init__()
+        self.keys = torch.tensor([key(arm.seed, step, layer, 1)], dtype=torch.int32)
+        self.rate = torch.tensor([arm.lora_dropout])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = x.reshape(1, -1, x.shape[-1])
+        return (flat * scaled_masks(self.keys, self.rate, 0, tuple(flat.shape))).view_as(x)
+
+
+@pytest.mark.parametrize("settings", [{"dora": True}, {"init": "pissa"}, {}], ids=str)
+def test_dropout_acts_where_it_does_in_peft(
+    settings: dict[str, Any], tiny_base: Base, text_blocks: Blocks
+) -> None:
+    """DoRA's and PiSSA's masked input meets other parts of the product than LoRA's does."""
+    one = lora(4, 1e-2, lora_dropout=0.4, **settings)
+    _, losses = train(tiny_base, [one], text_blocks, 3, rows=BATCH)
+    theirs = peft_model(tiny_base, one)
+    layers = linear_layers(AutoModelForCausalLM.from_pretrained(tiny_base.name))
+    parameters = [p for p in theirs.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0)
+    theirs.train()
+    for t in range(3):
+        for name, layer in layers.items():
+            module = theirs.get_submodule(f"base_model.model.{name}")
+            module.lora_dropout["default"] = OurMasks(one, t, layer.index)
+        ids = text_blocks.batch(rows_for_step(text_blocks.count, BATCH, t, 0)).input_ids
+        loss = theirs(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert losses[one.id][t] == pytest.approx(float(loss.detach()), rel=1e-5)
+
+
+def test_a_base_without_biases_says_so(tiny_base: Base) -> None:
+    with pytest.raises(UserError, match="bias: this base has no biases; leave bias out"):
+        lora_cohort(tiny_base, [lora(2, 1e-3, bias="all")], CPU)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from paretune.data.blocks import Blocks
+from paretune.model.full_cohort import full_cohort
 from paretune.model.trainee import full_arm, lora_cohort
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
@@ -38,23 +39,31 @@ def train(
     rows: int | None = None,
 ) -> tuple[Trainer, dict[str, list[float | None]]]:
     """Train arms together; returns the trainer and each arm's losses by id."""
-    trainee = (
-        full_arm(base, arms[0], CPU)
-        if arms[0].method == "full"
-        else lora_cohort(base, arms, CPU, arms_per_pass=arms_per_pass)
-    )
+    if arms[0].method == "lora":
+        trainee = lora_cohort(base, arms, CPU, arms_per_pass=arms_per_pass)
+    elif len(arms) > 1:
+        trainee = full_cohort(base, arms, CPU, arms_per_pass=arms_per_pass)
+    else:
+        trainee = full_arm(base, arms[0], CPU)
     trainer = Trainer(trainee, blocks, BATCH)
     if rows is not None:
         trainee.rows = rows
-    span = Span(BATCH * blocks.block_length, blocks.count // BATCH)
-    schedules = [resolve(a.schedule, span, total=steps, warmup_total=steps) for a in trainee.arms]
-    for t in range(steps):
-        trainer.step(t, schedules)
+    go_on(trainer, 0, steps)
     curves = trainer.curve()
     losses = {
         a.id: [row["loss"] for row in rows] for a, rows in zip(trainee.arms, curves, strict=True)
     }
     return trainer, losses
+
+
+def go_on(trainer: Trainer, first: int, stop: int) -> None:
+    """Train steps ``first`` to ``stop`` (not included), the last of the schedule."""
+    blocks = trainer.blocks
+    span = Span(BATCH * blocks.block_length, blocks.count // BATCH)
+    arms = trainer.trainee.arms
+    schedules = [resolve(a.schedule, span, total=stop, warmup_total=stop) for a in arms]
+    for t in range(first, stop):
+        trainer.step(t, schedules)
 
 
 def weights(trainer: Trainer, wanted: ArmConfig) -> dict[str, torch.Tensor]:

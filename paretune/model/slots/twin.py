@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from paretune.model.adapter import AdaptedLinear, Bank
 from paretune.model.head import float32_logits
 from paretune.model.layers import weight_of
+from paretune.model.outputs import factor
 
 # Up to this rank the updates of layers that share an input are one block-diagonal product; above
 # it the zeros would cost more than the launches they save
@@ -63,6 +64,8 @@ class Product:
     sizes: list[int]
     rows: Rows
     updates: list[Update] = field(default_factory=list)
+    scale_KO: torch.Tensor | None = None  # of DoRA
+    bias_KO: torch.Tensor | None = None  # where arms train biases or scale their outputs
     _input: torch.Tensor | None = None
     _parts: tuple[torch.Tensor, ...] = ()
 
@@ -85,6 +88,9 @@ class Product:
         for update in self.updates:
             self._add_all(update, x_ND, whole_NW)
         y_NO = whole_NW[:, :width]
+        if self.scale_KO is not None or self.bias_KO is not None:
+            y_KNO = self._per_arm(y_NO.view(self.rows.count, -1, width), slice(None), slice(None))
+            y_NO = y_KNO.reshape(-1, width)
         if self.bias is not None:
             y_NO += self.bias
         return torch.split(y_NO, self.sizes, dim=-1)
@@ -105,7 +111,7 @@ class Product:
                 if own.start in columns:
                     shifted = slice(own.start - columns.start, own.stop - columns.start)
                     y_NO.addmm_(h_Nr, update.B[arm - update.arms.start][:, shifted])
-            parts.append(y_NO)
+            parts.append(self._per_arm(y_NO[None], slice(arm, arm + 1), own)[0])
         return parts
 
     def _add_all(self, update: Update, x_ND: torch.Tensor, whole_NW: torch.Tensor) -> None:
@@ -123,6 +129,15 @@ class Product:
             # Arm k's rows at arm k's columns
             h_KNr = whole_NW.as_strided((k, per_arm, rank), (per_arm * row + rank, row, 1), first)
         y_KNO.baddbmm_(h_KNr, update.B)
+
+    def _per_arm(self, y: torch.Tensor, arms: slice, columns: slice) -> torch.Tensor:
+        """Outputs [k, N, O] of some arms and columns, scaled and shifted by what the arms have."""
+        dtype = y.dtype
+        if self.scale_KO is not None:
+            y = y * self.scale_KO[arms, None, columns]
+        if self.bias_KO is not None:
+            y = y + self.bias_KO[arms, None, columns]
+        return y.to(dtype)
 
 
 class Member(torch.nn.Module):
@@ -190,6 +205,10 @@ def twin(
     places: dict[int, torch.nn.Module] = {}
     for names in _sharing(linears, lambda: run(model)):
         product = _product(names, [linears[name] for name in names], banks, rows, dtype)
+        if any(bank.changes_outputs(name) for bank in banks for name in names):
+            modules = {name: linears[name] for name in names}
+            product.scale_KO, product.bias_KO = _outputs(modules, product.sizes, banks)
+            product.bias = None
         for index, name in enumerate(names):
             places[id(linears[name])] = Member(product, index)
     new_head = Head(weight_of(head).to(dtype), getattr(head, "bias", None))
@@ -277,9 +296,9 @@ def _updates(
         arms = range(start, start + len(bank.arms))
         start = arms.stop
         adapted = [name for name in names if name in bank.layers]
-        factors = bank.flat.parameters
-        A = [factors[f"{name}.A"].detach().mT.to(dtype) for name in adapted]
-        B = [(factors[f"{name}.B"].detach() * bank.gamma_K11).to(dtype) for name in adapted]
+        factors = [bank.factors(name) for name in adapted]
+        A = [a.mT.to(dtype) for a, _ in factors]
+        B = [b.to(dtype) for _, b in factors]
         if len(adapted) < 2 or A[0].shape[1] > BLOCK_DIAGONAL_RANK:
             found += [
                 Update(arms, columns[name], a, b) for name, a, b in zip(adapted, A, B, strict=True)
@@ -291,3 +310,29 @@ def _updates(
             blocks[:, index * rank : (index + 1) * rank, columns[name]] = b
         found.append(Update(arms, slice(0, sum(sizes)), torch.cat(A, dim=1), blocks))
     return found
+
+
+def _outputs(
+    modules: Mapping[str, Any], sizes: Sequence[int], banks: Sequence[Bank]
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Factors and biases [K, d_out] of layers that share an input, side by side."""
+    scales, biases = [], []
+    for (name, module), size in zip(modules.items(), sizes, strict=True):
+        frozen = getattr(module, "bias", None)
+        of_layer = []
+        for bank in banks:
+            bank.measure()
+            scales_of = bank.scale(name, drops=False)
+            of_layer.append(factor(scales_of, size, module.weight.device).detach())
+        scales.append(torch.cat(of_layer))
+        own = [
+            bank.flat.parameters[f"{name}.bias"].detach()
+            if name in bank.biases
+            else torch.zeros(len(bank.arms), size, device=module.weight.device)
+            if frozen is None
+            else frozen.detach().float().expand(len(bank.arms), size)
+            for bank in banks
+        ]
+        biases.append(torch.cat(own))
+    bias_KO = torch.cat(biases, dim=1)
+    return torch.cat(scales, dim=1), bias_KO if bias_KO.any() else None

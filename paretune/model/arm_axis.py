@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -49,49 +49,27 @@ class FullBank:
         self.flat.refresh()
 
 
-@dataclass
-class Current:
-    """Whose weights the modules of one model use right now; one object shared by all of them.
-
-    ``rows`` are those of the whole batch, all arms together.
-    """
-
-    bank: FullBank | None = None
-    rows: int = 0
-
-    @property
-    def weights(self) -> dict[str, torch.nn.Parameter]:
-        """[K, ...] by name."""
-        if self.bank is None:
-            raise ValueError("full arms have no base beneath them")
-        return self.bank.flat.parameters
-
-    @property
-    def count(self) -> int:
-        """Number of arms folded into the batch."""
-        return 0 if self.bank is None else len(self.bank.arms)
-
-
 class ArmModule(torch.nn.Module):
     """A module of the base whose weights are each arm's own; rows come arm-major, [K * B, ...].
 
     With one arm the module itself runs on that arm's weights, so that its arithmetic is the
-    base's own. Its parameters live in the bank, never here.
+    base's own. Its parameters live in a bank, never here.
 
     Args:
         names: the module's own name of a parameter -> its name in the bank.
+
+    Attributes:
+        weights: [K, ...] by the module's own names, of the arms of the current pass.
+        rows: rows of the whole batch, for embeddings of positions that all rows share.
     """
 
     def __init__(
-        self,
-        module: torch.nn.Module,
-        names: dict[str, str],
-        current: Current,
-        device: torch.device,
+        self, module: torch.nn.Module, names: dict[str, str], device: torch.device
     ) -> None:
         super().__init__()
         self._names = names
-        self._current = current
+        self.weights: dict[str, torch.Tensor] = {}
+        self.count = self.rows = 0
         for name, parameter in _own(module).items():
             # Shape, type and device stay known; the memory is given back
             stand_in = torch.empty(1, dtype=parameter.dtype, device=device).expand(parameter.shape)
@@ -99,26 +77,25 @@ class ArmModule(torch.nn.Module):
         self.module = module
         self._folded = _folded(module)
 
+    def use(self, bank: FullBank | None) -> None:
+        """Compute with the weights of a bank's arms from here on; None: with nobody's."""
+        self.weights = self.of(bank) if bank else {}
+        self.count = len(bank.arms) if bank else 0
+
+    def of(self, bank: FullBank) -> dict[str, torch.Tensor]:
+        """A bank's weights [K, ...] of this module, by the module's own names."""
+        return {own: bank.flat.parameters[stored] for own, stored in self._names.items()}
+
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """[K * B, ...] -> [K * B, ...]; a single row of positions serves all rows."""
-        weights = self._current.weights
-        own = {name: weights[stored] for name, stored in self._names.items()}
-        count = self._current.count
-        if count == 1:
-            alone = {name: value.view(value.shape[1:]) for name, value in own.items()}
+        if self.count == 0:
+            raise ValueError("full arms have no base beneath them")
+        if self.count == 1:
+            alone = {name: value.view(value.shape[1:]) for name, value in self.weights.items()}
             return _call(self.module, alone, x, *args, **kwargs)
         if x.shape[0] == 1:
-            x = x.expand(self._current.rows, *x.shape[1:])
-        return self._folded(own, x, *args, **kwargs)
-
-    def of_each_arm(
-        self, weights: Mapping[str, torch.Tensor]
-    ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-        """Weight [d_out, d_in] and bias of a linear layer for each arm of a bank."""
-        matrices = weights[self._names["weight"]].unbind()
-        if "bias" not in self._names:
-            return [(matrix, None) for matrix in matrices]
-        return list(zip(matrices, weights[self._names["bias"]].unbind(), strict=True))
+            x = x.expand(self.rows, *x.shape[1:])
+        return self._folded(self.weights, x, *args, **kwargs)
 
 
 def carries_arm_axis(module: torch.nn.Module) -> bool:
@@ -133,7 +110,9 @@ def carries_arm_axis(module: torch.nn.Module) -> bool:
     if any(True for _ in module.children()):
         return False
     if isinstance(module, torch.nn.Embedding):
-        return module.max_norm is None and _works(module, torch.tensor([[0, 1], [1, 0]] * 2), own)
+        plain = type(module) is torch.nn.Embedding
+        ids = torch.tensor([[0, 1], [1, 0]] * 2)
+        return module.max_norm is None and (plain or _works(module, ids, own))
     if any(p.dim() != 1 for p in own.values()) or len({p.shape for p in own.values()}) > 1:
         return False
     (width,) = next(iter(own.values())).shape
@@ -149,12 +128,12 @@ def refuse_reason(model: torch.nn.Module) -> str | None:
 
 
 def give_arm_axis(
-    model: torch.nn.Module, current: Current, device: torch.device
-) -> dict[str, torch.Tensor]:
+    model: torch.nn.Module, device: torch.device
+) -> tuple[dict[str, torch.Tensor], list[ArmModule]]:
     """Put an :class:`ArmModule` in the place of every module with weights.
 
     Returns:
-        The base's weights by name, each once.
+        The base's weights by name, each once, and the new modules.
 
     Raises:
         ValueError: a module cannot carry an arm axis (see :func:`refuse_reason`).
@@ -165,12 +144,14 @@ def give_arm_axis(
     base = {name: parameter.detach() for name, parameter in model.named_parameters()}
     # Tied weights are one tensor under several names; the bank knows the first
     first = {id(parameter): name for name, parameter in model.named_parameters()}
-    modules = {name: m for name, m in model.named_modules() if _own(m)}
-    for name, module in modules.items():
+    old = {name: m for name, m in model.named_modules() if _own(m)}
+    modules = []
+    for name, module in old.items():
         names = {own: first[id(p)] for own, p in _own(module).items()}
+        modules.append(ArmModule(module, names, device))
         parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, ArmModule(module, names, current, device))
-    return base
+        setattr(model.get_submodule(parent), last, modules[-1])
+    return base, modules
 
 
 def _own(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -212,7 +193,7 @@ def _linear(
 
 def _embedding(
     module: torch.nn.Module,
-    own: dict[str, torch.nn.Parameter],
+    own: dict[str, torch.Tensor],
     ids: torch.Tensor,
     *args: Any,
     **kwargs: Any,
@@ -236,7 +217,7 @@ def _embedding(
 
 def _elementwise(
     module: torch.nn.Module,
-    own: dict[str, torch.nn.Parameter],
+    own: dict[str, torch.Tensor],
     x: torch.Tensor,
     *args: Any,
     **kwargs: Any,
@@ -261,16 +242,22 @@ def _generator() -> torch.Generator:
 
 @torch.no_grad()
 def _works(module: torch.nn.Module, x: torch.Tensor, own: dict[str, torch.nn.Parameter]) -> bool:
-    """Whether two arms' weights give in one pass over four rows what they give one by one."""
+    """Whether two arms' weights give in one pass over four rows what they give one by one.
+
+    The module may be on the meta device; what it has besides parameters is taken to be ones.
+    """
+    trial = copy.deepcopy(module)
+    for name, buffer in trial.named_buffers():
+        trial.register_buffer(name, torch.ones(buffer.shape, dtype=buffer.dtype))
     drawn = _generator()
     weights = {
         name: torch.nn.Parameter(torch.randn(2, *parameter.shape, generator=drawn))
         for name, parameter in own.items()
     }
     try:
-        together = _folded(module)(weights, x)
+        together = _folded(trial)(weights, x)
         alone = [
-            _call(module, {name: v[k] for name, v in weights.items()}, x[2 * k : 2 * k + 2])
+            _call(trial, {name: v[k] for name, v in weights.items()}, x[2 * k : 2 * k + 2])
             for k in range(2)
         ]
     except (RuntimeError, TypeError, ValueError, KeyError, IndexError):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from paretune.model.arm_axis import ArmModule, Current, FullBank, give_arm_axis
+from paretune.model.arm_axis import ArmModule, FullBank, give_arm_axis
 from paretune.model.layers import linear_layers
 from paretune.model.load import load_model
 from paretune.model.trainee import Head, Pass, Trainee, compute_type
@@ -24,7 +24,7 @@ class FullCohort(Trainee):
         self,
         model: Any,
         banks: Sequence[FullBank],
-        current: Current,
+        modules: Sequence[ArmModule],
         device: torch.device,
         base: Base,
     ) -> None:
@@ -33,7 +33,7 @@ class FullCohort(Trainee):
         passes = [Pass(flat.arms[0], flat.arms[-1] + 1, ()) for flat in flats]
         super().__init__(model, arms, flats, passes, None, device, base)
         self._banks = {group.start: bank for group, bank in zip(passes, banks, strict=True)}
-        self._current = current
+        self._modules = list(modules)
 
     def reset(self) -> None:
         """Give every arm the base's weights again."""
@@ -45,15 +45,18 @@ class FullCohort(Trainee):
         self, group: Pass | None, *, step: int | None = None, first_vector: int = 0
     ) -> Iterator[None]:
         """Use the weights of ``group``'s arms."""
-        self._current.bank = self._banks[group.start] if group else None
+        for module in self._modules:
+            module.use(self._banks[group.start] if group else None)
         try:
             yield
         finally:
-            self._current.bank = None
+            for module in self._modules:
+                module.use(None)
 
     def forward(self, input_ids_NS: torch.Tensor, **settings: Any) -> Any:
         """The model's output for arm-major rows [K * B, S], under autocast."""
-        self._current.rows = input_ids_NS.shape[0]
+        for module in self._modules:
+            module.rows = input_ids_NS.shape[0]
         return super().forward(input_ids_NS, **settings)
 
     @cached_property
@@ -67,7 +70,9 @@ class FullCohort(Trainee):
     def heads(self, group: Pass) -> list[Head]:
         """The output head of each arm."""
         head: ArmModule = self.model.get_output_embeddings()
-        return list(head.of_each_arm(self._banks[group.start].flat.parameters))
+        own = head.of(self._banks[group.start])
+        biases = own["bias"].unbind() if "bias" in own else [None] * group.count
+        return list(zip(own["weight"].unbind(), biases, strict=True))
 
     def slot_model(self) -> None:
         """Slots decode over one base."""
@@ -96,8 +101,7 @@ def full_cohort(
     # As for one full arm: autocast computes products of these in bf16, and nothing else
     matrices = [f"{name}.weight" for name in linear_layers(model)]
     copied = matrices if compute_type(device) == torch.bfloat16 else []
-    current = Current()
-    weights = give_arm_axis(model, current, device)
+    weights, modules = give_arm_axis(model, device)
     model.to(device)
     # Arms that share an optimizer stand side by side, so that they share a bank
     ordered = sorted(arms, key=lambda arm: (arm.optimizer, arm.id))
@@ -108,4 +112,4 @@ def full_cohort(
         for first in range(0, len(positions), size):
             own = positions[first : first + size]
             banks.append(FullBank([ordered[i] for i in own], own, weights, device, copied))
-    return FullCohort(model, banks, current, device, base)
+    return FullCohort(model, banks, modules, device, base)

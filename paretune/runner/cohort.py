@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from paretune.model.export import save_adapter, save_full
+from paretune.model.full_cohort import full_cohort
 from paretune.model.layers import linear_layers
 from paretune.model.load import load_shape
 from paretune.model.shape import model_shape
@@ -23,6 +24,7 @@ from paretune.runner.repair import Repair, Say
 from paretune.runner.stop import STOP
 from paretune.runner.workspace import Workspace
 from paretune.study.arms import ArmConfig
+from paretune.study.config import Base
 from paretune.train.legs import Leg
 from paretune.train.state import load_state, prune, save_state, saved_steps, state_path
 from paretune.train.trainer import Trainer
@@ -74,11 +76,7 @@ class CohortRun:
         self.legs = workspace.legs(arms[0])
         self.metrics = workspace.config.metric_names()
         config = workspace.config
-        self.trainee: Trainee = (
-            full_arm(config.base, arms[0], device)
-            if arms[0].method == "full"
-            else lora_cohort(config.base, arms, device)
-        )
+        self.trainee = _trainee(config.base, arms, device)
         self.arms = self.trainee.arms
         self.trainer = Trainer(self.trainee, workspace.prepared.blocks, config.training.batch_size)
         self.meta = load_shape(config.base)
@@ -306,3 +304,10 @@ class CohortRun:
         for arm in self.arms:
             before = self.ledger.status(arm.id)["seconds"]
             self.ledger.set_status(arm.id, seconds=before + share, memory=memory)
+
+
+def _trainee(base: Base, arms: list[ArmConfig], device: torch.device) -> Trainee:
+    """The arms of one cohort with the model that carries them."""
+    if arms[0].method == "lora":
+        return lora_cohort(base, arms, device)
+    return full_arm(base, arms[0], device) if len(arms) == 1 else full_cohort(base, arms, device)

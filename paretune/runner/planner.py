@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from paretune.data.prepare import Prepared, check_budgets, prepare
 from paretune.model.load import load_tokenizer
 from paretune.runner.device import choose, measure
-from paretune.runner.workspace import check_arms, workload
+from paretune.runner.workspace import check_arms, one_by_one, workload
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Study
 from paretune.study.memory import Machine
@@ -69,6 +69,9 @@ def _plan(study: Study, device: str | None) -> StudyPlan:
     runs = legs(steps, mode, study.arms[0].schedule, span)
     machine = measure(choose(device))
     work = workload(config, machine)
+    reason = one_by_one(config.base, study.arms, machine)
+    if reason:
+        notes.append(f"full arms train one after another: {reason}")
     made = make_plan(
         cohorts(study.arms, trained, work),
         trained,

@@ -7,17 +7,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+
 from paretune.data.prepare import Prepared, check_budgets, prepare
 from paretune.errors import UserError
 from paretune.model.adapter import trained_shapes
+from paretune.model.arm_axis import refuse_reason
 from paretune.model.biases import trained_biases
 from paretune.model.layers import check_rank, linear_layers, select
 from paretune.model.load import load_shape, load_tokenizer
 from paretune.model.shape import model_shape
 from paretune.runner.ledger import Ledger
 from paretune.study.arms import ArmConfig
-from paretune.study.config import Study, StudyConfig
+from paretune.study.config import Base, Study, StudyConfig
 from paretune.study.memory import Batch, Machine, Workload
+from paretune.study.plan import SMALL_BASE
 from paretune.train.legs import Leg, leg_schedule, legs
 from paretune.train.schedule import Resolved, Span
 
@@ -88,7 +91,10 @@ def workload(config: StudyConfig, machine: Machine) -> Workload:
     """A study's steps on a machine, read from its base's shape."""
     training = config.training
     batch = Batch(training.batch_size, training.block_length)
-    return Workload(model_shape(load_shape(config.base)), batch, machine)
+    shape = load_shape(config.base)
+    # On a CPU larger products gain nothing, so arms go one by one
+    together = machine.kind == "cuda" and refuse_reason(shape) is None
+    return Workload(model_shape(shape), batch, machine, together)
 
 
 def check_arms(study: Study, arms: Sequence[ArmConfig] | None = None) -> dict[str, int]:
@@ -121,3 +127,11 @@ def check_arms(study: Study, arms: Sequence[ArmConfig] | None = None) -> dict[st
             shapes = trained_shapes(arm, (layers[name] for name in names), biases)
             trained[arm.id] = sum(math.prod(shape) for shape in shapes.values())
         return trained
+
+
+def one_by_one(base: Base, arms: Sequence[ArmConfig], machine: Machine) -> str | None:
+    """What in a small base keeps its full arms from sharing a cohort on a GPU, if anything does."""
+    shape = load_shape(base)
+    small = sum(parameter.numel() for parameter in shape.parameters()) <= SMALL_BASE
+    several = sum(arm.method == "full" for arm in arms) > 1
+    return refuse_reason(shape) if machine.kind == "cuda" and small and several else None

@@ -114,11 +114,15 @@ def cohort_bytes(
         # The residual stream is float32
         kept += (1 if checkpoint else 2) * 2 * tokens * shape.width * shape.blocks
         slice_tokens = min(tokens, SLICE_BYTES_TRAINED["cuda"] // (4 * shape.vocabulary))
-        head = 4 * slice_tokens * shape.vocabulary + 6 * shape.vocabulary * shape.width
+        # The gradient of each arm's head is made apart from its embedding's
+        heads = 6 * shape.vocabulary * shape.width * len(arms)
+        head = 4 * slice_tokens * shape.vocabulary + heads
         weights = 0
     else:
         weights = 2 * shape.parameters
         state += _COPY * sum(trained[a.id] for a in arms)
+        # What PiSSA subtracts is about as large as what it trains
+        state += (4 + _COPY) * sum(trained[a.id] for a in arms if a.init == "pissa")
         layers = shape.layers / shape.blocks if checkpoint else shape.layers
         kept += int(sum(2 * rows * batch.length * layers * (a.rank or 0) for a in arms))
     hidden = 3 * 2 * tokens * shape.width
@@ -186,11 +190,16 @@ SHARE = {"cuda": 0.92, "cpu": 0.5}
 
 @dataclass(frozen=True)
 class Workload:
-    """A study's steps on one machine: what cohorts are sized by."""
+    """A study's steps on one machine: what cohorts are sized by.
+
+    Attributes:
+        full_together: whether the base's weights can carry several full arms at once.
+    """
 
     shape: ModelShape
     batch: Batch
     machine: Machine
+    full_together: bool = False
 
     def rows(
         self,

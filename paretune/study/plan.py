@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from paretune.study.arms import ArmConfig
 from paretune.study.memory import Workload
 
+# Above this many parameters one full arm fills a GPU, and several gain nothing from each other
+SMALL_BASE = 500_000_000
+
 
 @dataclass(frozen=True)
 class CohortPlan:
@@ -35,7 +38,7 @@ class Plan:
 def cohorts(
     arms: Sequence[ArmConfig], trained: Mapping[str, int], workload: Workload
 ) -> list[list[ArmConfig]]:
-    """Arms that train together: LoRA arms over one base, each full arm alone.
+    """Arms that train together: LoRA arms over one base; full arms where the base is small.
 
     Arms whose cooldowns differ run different legs in ``cooldown`` mode, so they are kept apart. A
     cohort takes in arms for as long as at least one row of each fits on the device.
@@ -46,10 +49,11 @@ def cohorts(
     groups: list[list[ArmConfig]] = []
     open_at: dict[str, int] = {}
     for arm in arms:
-        if arm.method == "full":
+        small = workload.full_together and trained[arm.id] <= SMALL_BASE
+        if arm.method == "full" and (not small or arm.attention_dropout):
             groups.append([arm])
             continue
-        layout = str(arm.schedule.cooldown)
+        layout = f"{arm.method} {arm.schedule.cooldown}"
         index = open_at.get(layout)
         if index is None or not workload.rows([*groups[index], arm], trained):
             groups.append([])

@@ -10,6 +10,7 @@ import peft
 import pytest
 import torch
 from peft.optimizers import create_loraplus_optimizer
+from torch._dynamo.utils import counters
 from train_helpers import BATCH, CPU, go_on, lora, train, weights
 from transformers import AutoModelForCausalLM, get_scheduler
 
@@ -23,7 +24,9 @@ from paretune.model.load import location
 from paretune.model.trainee import lora_cohort
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
+from paretune.train.piece import PieceRunner
 from paretune.train.state import load_state, save_state
+from paretune.train.trainer import Trainer
 
 STEPS = 50
 COSINE: dict[str, Any] = {"schedule": {"shape": "cosine", "warmup": "10%"}}
@@ -292,3 +295,27 @@ def test_dropout_acts_where_it_does_in_peft(
 def test_a_base_without_biases_says_so(tiny_base: Base) -> None:
     with pytest.raises(UserError, match="bias: this base has no biases; leave bias out"):
         lora_cohort(tiny_base, [lora(2, 1e-3, bias="all")], CPU)
+
+
+def test_compiled_variants_equal_eager_and_are_compiled_once(
+    tiny_base: Base, text_blocks: Blocks
+) -> None:
+    arms = [
+        lora(2, 1e-3),
+        lora(2, 3e-3, dora=True, lora_dropout=0.3),
+        lora(4, 3e-3, init="pissa", targets="mlp"),
+        lora(2, 1e-3, loraplus_lr_ratio=8),
+    ]
+
+    def losses(backend: str) -> np.ndarray:
+        trainer = Trainer(lora_cohort(tiny_base, arms, CPU, arms_per_pass=4), text_blocks, BATCH)
+        trainer.runner = PieceRunner(trainer.trainee, backend=backend)
+        go_on(trainer, 0, 4)
+        return np.array([[row["loss"] for row in rows] for rows in trainer.curve()])
+
+    eager = losses("none")
+    torch._dynamo.reset()
+    counters.clear()
+    np.testing.assert_allclose(losses("aot_eager"), eager, rtol=1e-5)
+    assert counters["stats"]["unique_graphs"] == 1, "one graph for all blocks and all steps"
+    assert not counters["graph_break"]

@@ -1,0 +1,134 @@
+"""Several full arms in one cohort equal each arm alone, and plain transformers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from train_helpers import BATCH, CPU, arm, train, weights
+from transformers import AutoModelForCausalLM, get_scheduler
+
+from paretune.data.blocks import Blocks
+from paretune.data.order import rows_for_step
+from paretune.model.full_cohort import full_cohort
+from paretune.study.config import Base
+from paretune.study.plan import SMALL_BASE, cohorts
+from paretune.train.piece import PieceRunner
+from paretune.train.schedule import Span, resolve
+from paretune.train.trainer import Trainer
+
+ARMS = [
+    arm(method="full", learning_rate=3e-3, weight_decay=0.1),
+    arm(method="full", learning_rate=1e-3, seed=2),
+    arm(method="full", learning_rate=1e-4, optimizer="lion"),
+    arm(method="full", learning_rate=1e-2, clip=0.1),
+]
+
+
+@pytest.mark.parametrize("arms_per_pass", [1, 3])
+@pytest.mark.parametrize("which", ["tiny_base", "tiny_gpt2"])
+def test_full_arms_in_a_cohort_equal_each_alone(
+    which: str, arms_per_pass: int, text_blocks: Blocks, request: pytest.FixtureRequest
+) -> None:
+    base: Base = request.getfixturevalue(which)
+    together, losses = train(base, ARMS, text_blocks, 15, arms_per_pass=arms_per_pass)
+    for one in ARMS:
+        alone, own = train(base, [one], text_blocks, 15)
+        np.testing.assert_allclose(losses[one.id], own[one.id], rtol=1e-5)
+        for name, value in weights(alone, one).items():
+            got = weights(together, one)[name]
+            if arms_per_pass == 1:
+                # On a CPU arms pass one by one, so a cohort changes nothing, to the bit
+                assert torch.equal(got, value), (one.label, name)
+            elif not name.endswith("c_attn.bias"):
+                assert (got - value).norm() <= 1e-4 * value.norm(), (one.label, name)
+
+
+@pytest.mark.parametrize("which", ["tiny_base", "tiny_gpt2"])
+def test_full_arms_in_one_pass_equal_transformers(
+    which: str, text_blocks: Blocks, request: pytest.FixtureRequest
+) -> None:
+    base: Base = request.getfixturevalue(which)
+    cosine = {"schedule": {"shape": "cosine", "warmup": "10%"}, "weight_decay": 0.1}
+    rates = (3e-3, 1e-3)
+    arms = [arm(method="full", learning_rate=rate, **cosine) for rate in rates]
+    _, losses = train(base, arms, text_blocks, 50, arms_per_pass=2)
+    for one, rate in zip(arms, rates, strict=True):
+        model = AutoModelForCausalLM.from_pretrained(base.name, dtype=torch.float32).eval()
+        parameters = list(model.parameters())
+        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.1)
+        schedule = get_scheduler("cosine", optimizer, 5, 50)
+        expected = []
+        for t in range(50):
+            ids = text_blocks.batch(rows_for_step(text_blocks.count, BATCH, t, 0)).input_ids
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            expected.append(float(loss.detach()))
+        np.testing.assert_allclose(losses[one.id], expected, rtol=1e-5)
+        assert expected[-1] < 0.95 * expected[0], "means little if nothing is learned"
+
+
+def test_a_diverging_full_arm_hurts_nobody(tiny_base: Base, text_blocks: Blocks) -> None:
+    wild = arm(method="full", learning_rate=1e4)
+    together, losses = train(tiny_base, [*ARMS[:2], wild], text_blocks, 30, arms_per_pass=3)
+    position = [a.id for a in together.trainee.arms].index(wild.id)
+    assert set(together.divergence.verdicts()) == {position}
+    for one in ARMS[:2]:
+        _, own = train(tiny_base, [one], text_blocks, 30)
+        np.testing.assert_allclose(losses[one.id], own[one.id], rtol=1e-5)
+
+
+def test_a_restart_gives_the_bases_weights_again(tiny_base: Base, text_blocks: Blocks) -> None:
+    trainer, _ = train(tiny_base, ARMS, text_blocks, 3, arms_per_pass=4)
+    trainer.restart()
+    model = AutoModelForCausalLM.from_pretrained(tiny_base.name, dtype=torch.float32)
+    for position in range(len(ARMS)):
+        for name, value in model.named_parameters():
+            assert torch.equal(trainer.weights(position)[name], value.detach())
+    view = trainer.trainee.view(trainer.trainee.passes[0])
+    ids = torch.arange(20).view(2, 10)
+    with torch.no_grad():
+        for logits in view.logits(ids):
+            torch.testing.assert_close(logits, model.eval()(ids).logits)
+
+
+def test_compiled_full_cohort_equals_eager_and_is_compiled_once(
+    tiny_base: Base, text_blocks: Blocks
+) -> None:
+    arms = [one for one in ARMS if one.optimizer == "adamw"]
+
+    def losses(backend: str) -> np.ndarray:
+        trainer = Trainer(full_cohort(tiny_base, arms, CPU, arms_per_pass=3), text_blocks, BATCH)
+        trainer.runner = PieceRunner(trainer.trainee, backend=backend)
+        span = Span(BATCH * text_blocks.block_length, text_blocks.count // BATCH)
+        schedules = [resolve(a.schedule, span, total=5, warmup_total=5) for a in arms]
+        for t in range(5):
+            trainer.step(t, schedules)
+        return np.array([[row["loss"] for row in rows] for rows in trainer.curve()])
+
+    eager = losses("none")
+    torch._dynamo.reset()
+    counters.clear()
+    np.testing.assert_allclose(losses("aot_eager"), eager, rtol=1e-5)
+    assert counters["stats"]["unique_graphs"] == 1, "one graph for all blocks and all steps"
+    assert not counters["graph_break"]
+
+
+def test_full_arms_share_a_cohort_where_it_pays_and_fits() -> None:
+    arms = [arm(method="full", learning_rate=rate) for rate in (1e-4, 2e-4, 3e-4, 4e-4)]
+    dropped = arm(method="full", attention_dropout=0.1)
+    sizes = {one.id: 100_000_000 for one in [*arms, dropped]}
+    memory = 16 * 100_000_000 * 3 / 0.4  # what three take, with the room that a cohort leaves
+
+    def groups(trained: dict[str, int], **settings: bool) -> list[int]:
+        return [len(g) for g in cohorts([*arms, dropped], trained, int(memory) + 1, **settings)]
+
+    assert groups(sizes) == [1, 1, 1, 1, 1], "not on a CPU"
+    assert groups(sizes, full_together=True) == [3, 1, 1]
+    large = dict.fromkeys(sizes, SMALL_BASE + 1)
+    assert groups(large, full_together=True) == [1, 1, 1, 1, 1], "one arm fills the device"

@@ -77,6 +77,11 @@ class ArmModule(torch.nn.Module):
         self.module = module
         self._folded = _folded(module)
 
+    @property
+    def weight(self) -> Any:
+        """Shape and type of one arm's weight, for code that asks the base's modules."""
+        return self.module.weight
+
     def use(self, bank: FullBank | None) -> None:
         """Compute with the weights of a bank's arms from here on; None: with nobody's."""
         self.weights = self.of(bank) if bank else {}

@@ -159,3 +159,8 @@ class Flat:
         )
         norm_K: torch.Tensor = torch.linalg.vector_norm(norms_QK, dim=0)
         return norm_K
+
+
+def compute_type(device: torch.device) -> torch.dtype:
+    """What products are computed in: bf16 on a GPU, float32 on a CPU."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32

@@ -10,9 +10,12 @@ from typing import Any
 import torch
 
 from paretune.model.arm_axis import ArmModule, FullBank, give_arm_axis
+from paretune.model.flat import compute_type
 from paretune.model.layers import linear_layers
 from paretune.model.load import load_model
-from paretune.model.trainee import Head, Pass, Trainee, compute_type
+from paretune.model.packed import PackedModel
+from paretune.model.passes import Pass
+from paretune.model.trainee import Head, Trainee
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
 
@@ -74,8 +77,15 @@ class FullCohort(Trainee):
         biases = own["bias"].unbind() if "bias" in own else [None] * group.count
         return list(zip(own["weight"].unbind(), biases, strict=True))
 
-    def slot_model(self) -> None:
+    @cached_property
+    def packed(self) -> PackedModel:
+        """The model over rows that are packed as trees; each arm has a head of its own."""
+        return PackedModel(self.model, self.forward, None, self.device)
+
+    @property
+    def decodes_in_slots(self) -> bool:
         """Slots decode over one base."""
+        return False
 
 
 def full_cohort(

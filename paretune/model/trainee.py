@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -21,17 +20,16 @@ from paretune.model.adapter import (
 from paretune.model.attention import block_diagonal
 from paretune.model.biases import AddedBias, adds_its_bias, trained_biases
 from paretune.model.dropout import key
-from paretune.model.flat import Flat
-from paretune.model.head import float32_head
+from paretune.model.flat import Flat, compute_type
 from paretune.model.layers import Layer, linear_layers, select, weight_of
 from paretune.model.load import load_model
 from paretune.model.outputs import Output
-from paretune.model.pissa import Anchor, LeadingVectors
 from paretune.model.packed import PackedModel
+from paretune.model.passes import Pass
+from paretune.model.pissa import Anchor, LeadingVectors
 from paretune.model.product import Term
 from paretune.model.quantised import QuantisedLinear, quantise
-from paretune.model.slots.model import SlotModel
-from paretune.model.tree import TreeRow
+from paretune.model.view import ArmView
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
 
@@ -39,52 +37,6 @@ from paretune.study.config import Base
 Head: TypeAlias = tuple[torch.Tensor | None, torch.Tensor | None]
 # Tokens in one forward pass on a CPU: beyond this, activations leave the cache and it gets slower
 CPU_TOKENS = 1024
-
-
-@dataclass(frozen=True)
-class Pass:
-    """Arms whose rows go through the model together: places ``start`` to ``stop`` of the cohort."""
-
-    start: int
-    stop: int
-    banks: tuple[Bank, ...]
-
-    @property
-    def count(self) -> int:
-        """Number of arms."""
-        return self.stop - self.start
-
-    @cached_property
-    def terms(self) -> dict[bool, dict[str, tuple[Term, ...]]]:
-        """What the arms add in each layer, without (False) and with (True) dropout."""
-        names = dict.fromkeys(name for bank in self.banks for name in bank.layers)
-        return {
-            drops: {
-                name: tuple(
-                    term
-                    for bank in self.banks
-                    if name in bank.layers
-                    for term in bank.terms(name, drops=drops)
-                )
-                for name in names
-            }
-            for drops in (False, True)
-        }
-
-    @cached_property
-    def outputs(self) -> dict[bool, dict[str, Output]]:
-        """What outputs go through where arms scale them or train biases, as for :attr:`terms`."""
-        scaled = {name for bank in self.banks if bank.arms[0].dora for name in bank.layers}
-        names = scaled.union(*(bank.biases for bank in self.banks))
-        return {
-            drops: {name: self._output(name, name in scaled, drops) for name in sorted(names)}
-            for drops in (False, True)
-        }
-
-    def _output(self, name: str, scaled: bool, drops: bool) -> Output:
-        biases = [bias for bank in self.banks if (bias := bank.bias(name)) is not None]
-        scales = [bank.scale(name, drops=drops) for bank in self.banks] if scaled else []
-        return Output(tuple(scales), tuple(biases))
 
 
 class Trainee:
@@ -149,6 +101,11 @@ class Trainee:
             for name, own in self.flats[0].tensors(0).items():
                 own.copy_(original[name])
             self.flats[0].refresh()
+
+    @property
+    def decodes_in_slots(self) -> bool:
+        """Whether the copy that decodes many rows knows this model's layers."""
+        return self.base.quantise is None
 
     def flats_of(self, group: Pass) -> list[Flat]:
         """The flats whose arms are in ``group``."""
@@ -267,92 +224,6 @@ class Trainee:
         if group is None and self._adapted is None and self.arms:
             raise ValueError("a full arm has no base beneath it")
         return ArmView(self, group)
-
-
-class ArmView:
-    """Arms of one pass as scorers see them (``evaluate.items.ArmModel``)."""
-
-    def __init__(self, trainee: Trainee, group: Pass | None) -> None:
-        self._trainee = trainee
-        self._group = group
-        self.count = group.count if group else 1
-        self.device = trainee.device
-        self.rows = trainee.rows
-
-    @torch.no_grad()
-    def logits(
-        self,
-        input_ids_BS: torch.Tensor,
-        attention_mask_BS: torch.Tensor | None = None,
-        position_ids_BS: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Logits [K, B, S, V], in float32, of the same rows for every arm."""
-        settings: dict[str, Any] = {"use_cache": False}
-        if attention_mask_BS is not None:
-            settings["attention_mask"] = attention_mask_BS.repeat(self.count, 1)
-        if position_ids_BS is not None:
-            settings["position_ids"] = position_ids_BS.repeat(self.count, 1)
-        with self._trainee.applied(self._group), float32_head(self._trainee.model):
-            out = self._trainee.forward(input_ids_BS.repeat(self.count, 1), **settings).logits
-        logits: torch.Tensor = out.view(self.count, input_ids_BS.shape[0], *out.shape[1:])
-        return logits
-
-    @torch.no_grad()
-    def step(
-        self,
-        input_ids_KBS: torch.Tensor,
-        *,
-        past: Any = None,
-        attention_mask_KBS: torch.Tensor | None = None,
-        position_ids_KBS: torch.Tensor | None = None,
-        use_cache: bool = True,
-    ) -> tuple[torch.Tensor, Any]:
-        """One decoding step with own rows for each arm: logits [K, B, S, V] and the cache."""
-        settings: dict[str, Any] = {"use_cache": use_cache, "past_key_values": past}
-        if attention_mask_KBS is not None:
-            settings["attention_mask"] = attention_mask_KBS.flatten(0, 1)
-        if position_ids_KBS is not None:
-            settings["position_ids"] = position_ids_KBS.flatten(0, 1)
-        with self._trainee.applied(self._group):
-            out = self._trainee.forward(input_ids_KBS.flatten(0, 1), **settings)
-        return out.logits.view(*input_ids_KBS.shape[:2], *out.logits.shape[1:]), out.past_key_values
-
-    def slot_model(self) -> SlotModel | None:
-        """These arms with the weights of this moment, for decoding many rows in slots.
-
-        None where slots do not know their layers: a quantised base, biases of norms.
-        """
-        banks = self._group.banks if self._group else ()
-        if self._trainee.base.quantise or any(bank.biases_elsewhere for bank in banks):
-            return None
-        short = torch.zeros(1, 2, dtype=torch.int64, device=self.device)
-        return SlotModel(
-            self._trainee.model,
-            banks,
-            self.count,
-            self.device,
-            compute_type(self.device),
-            lambda _: self._trainee.forward(short, use_cache=False),
-        )
-
-    @torch.no_grad()
-    def tree_refusal(self, longest: int) -> str | None:
-        """Why these arms cannot score packed rows, or None (``longest`` sequence in tokens)."""
-        packed = self._trainee.packed
-        with self._trainee.applied(self._group):
-            return packed.refusal(self.count, longest)
-
-    @torch.no_grad()
-    def tree(self, row: TreeRow) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probability of what a packed row asks for, and the likeliest tokens: [K, M] each."""
-        packed = self._trainee.packed
-        with self._trainee.applied(self._group):
-            return packed.scores(row, self.count)
-
-
-def compute_type(device: torch.device) -> torch.dtype:
-    """What products are computed in: bf16 on a GPU, float32 on a CPU."""
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def frozen(base: Base, device: torch.device) -> Trainee:

@@ -12,7 +12,8 @@ import torch
 from paretune.data.blocks import Batch
 from paretune.model.attention import attending, can_attend, segment_bounds
 from paretune.model.compilation import Regions
-from paretune.model.trainee import Head, Pass, Trainee
+from paretune.model.passes import Pass
+from paretune.model.trainee import Head, Trainee
 from paretune.train.loss import arm_losses, next_tokens
 from paretune.train.optim import put
 

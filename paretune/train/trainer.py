@@ -12,7 +12,8 @@ import torch
 
 from paretune.data.blocks import Batch, Blocks
 from paretune.data.order import rows_for_step
-from paretune.model.trainee import CPU_TOKENS, Pass, Trainee
+from paretune.model.passes import Pass
+from paretune.model.trainee import CPU_TOKENS, Trainee
 from paretune.study.memory import SHARE, ModelShape, cohort_bytes, rows_that_fit
 from paretune.study.memory import Batch as StepRows
 from paretune.train.divergence import Divergence

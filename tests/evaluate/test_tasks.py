@@ -14,7 +14,8 @@ from paretune.errors import UserError
 from paretune.evaluate.items import score
 from paretune.evaluate.tasks.benchmarks import Benchmarks
 from paretune.model.load import end_of_text, load_config, load_tokenizer, location
-from paretune.model.trainee import ArmView, frozen
+from paretune.model.trainee import frozen
+from paretune.model.view import ArmView
 from paretune.study.config import Base
 from paretune.study.tasks import GenerationKwargs, Task
 

@@ -11,8 +11,9 @@ import torch
 import transformers as tf
 
 from paretune.evaluate.tasks.pack import Scored, pack
-from paretune.model.trainee import ArmView, frozen, lora_cohort
+from paretune.model.trainee import frozen, lora_cohort
 from paretune.model.tree import block_mask, dense_mask
+from paretune.model.view import ArmView
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
 

@@ -113,7 +113,7 @@ class Bank:
         )
         if self.anchor is None:
             return [term]
-        return [term, self.anchor.term(name, -self.gamma_K11, self.first_arm)]
+        return [term, self.anchor.term(name, self.gamma_K11, self._gamma, self.first_arm)]
 
     def scale(self, name: str, *, drops: bool) -> Scale:
         """The factor of this bank's arms on a layer's outputs: DoRA's, or 1."""

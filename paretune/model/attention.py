@@ -174,15 +174,15 @@ def attending(model: Any, name: str = ROWS) -> Iterator[None]:
 
 
 @torch.no_grad()
-def can_attend(model: Any, device: torch.device) -> bool:
+def can_attend(model: Any, device: torch.device, arms: int = 1) -> bool:
     """Whether :func:`attend` computes this model's attention; found by trying a few tokens.
 
     Models with caps, sinks or biases of their own, or attention that cannot be replaced, do not
     give the same hidden states. Whole rows and rows of several segments are tried.
     """
-    ids = torch.arange(8, device=device).view(2, 4)
-    segments = torch.tensor([[1, 1, 2, 2], [1, 1, 1, 0]])
-    positions = torch.tensor([[0, 1, 0, 1], [0, 1, 2, 0]], device=device)
+    ids = torch.arange(8, device=device).view(2, 4).repeat(arms, 1)
+    segments = torch.tensor([[1, 1, 2, 2], [1, 1, 1, 0]]).repeat(arms, 1)
+    positions = torch.tensor([[0, 1, 0, 1], [0, 1, 2, 0]], device=device).repeat(arms, 1)
     bounds = segment_bounds(segments, 6).to(device)
     mask = block_diagonal(segments.to(device), model)
     settings: dict[str, Any] = {"input_ids": ids, "use_cache": False}

@@ -37,6 +37,7 @@ class FullCohort(Trainee):
         super().__init__(model, arms, flats, passes, None, device, base)
         self._banks = {group.start: bank for group, bank in zip(passes, banks, strict=True)}
         self._modules = list(modules)
+        model.base_model.register_forward_pre_hook(self._note_rows, with_kwargs=True)
 
     def reset(self) -> None:
         """Give every arm the base's weights again."""
@@ -56,11 +57,10 @@ class FullCohort(Trainee):
             for module in self._modules:
                 module.use(None)
 
-    def forward(self, input_ids_NS: torch.Tensor, **settings: Any) -> Any:
-        """The model's output for arm-major rows [K * B, S], under autocast."""
+    def _note_rows(self, _: torch.nn.Module, args: Any, settings: dict[str, Any]) -> None:
+        ids = args[0] if args else settings["input_ids"]
         for module in self._modules:
-            module.rows = input_ids_NS.shape[0]
-        return super().forward(input_ids_NS, **settings)
+            module.rows = ids.shape[0]
 
     @cached_property
     def head_is_linear(self) -> bool:
@@ -68,7 +68,13 @@ class FullCohort(Trainee):
         head = self.model.get_output_embeddings()
         if not (isinstance(head, ArmModule) and type(head.module) is torch.nn.Linear):
             return False
-        return self._head_is_all(self.passes[0], lambda hidden: head(hidden))
+        return self._head_is_all(head)
+
+    @contextmanager
+    def trying(self) -> Iterator[int]:
+        """A few tokens are tried on the arms of the first pass, since there is no base."""
+        with self.applied(self.passes[0]):
+            yield self.passes[0].count
 
     def heads(self, group: Pass) -> list[Head]:
         """The output head of each arm."""

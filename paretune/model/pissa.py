@@ -100,8 +100,8 @@ class Anchor:
             value[row].copy_(tensors[name])
             self._casts[name][row].copy_(tensors[name])
 
-    def term(self, name: str, gamma_K11: torch.Tensor, first_arm: int) -> Term:
+    def term(self, name: str, gamma_K11: torch.Tensor, gamma: float, first_arm: int) -> Term:
         """The subtraction in one layer; like the base itself it sees no dropout."""
         A, B = self.tensors[f"{name}.A0"], self.tensors[f"{name}.B0"]
         casts = self._casts[f"{name}.A0"], self._casts[f"{name}.B0"]
-        return Term(A, B, *casts, gamma_K11, first_arm)
+        return Term(A, B, *casts, -gamma_K11, -gamma, first_arm)

@@ -109,6 +109,10 @@ def _plus_frozen(
     done = 0
     for term, (left, right) in zip(terms, factors, strict=True):
         rows = _rows(term)
+        if rows.start < done:
+            # A second term of the same arms, as PiSSA's have
+            y_KNO[rows].baddbmm_(left, right)
+            continue
         y_KNO[done : rows.start].zero_()
         torch.bmm(left, right, out=y_KNO[rows])
         done = rows.stop

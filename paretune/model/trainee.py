@@ -205,11 +205,17 @@ class Trainee:
         Found by trying: some families scale or cap their logits after the head.
         """
         head = self.model.get_output_embeddings()
-        return type(head) is torch.nn.Linear and self._head_is_all(None, head)
+        return type(head) is torch.nn.Linear and self._head_is_all(head)
 
-    def _head_is_all(self, group: Pass | None, head: Callable[[Any], torch.Tensor]) -> bool:
-        ids = torch.arange(4, device=self.device).expand(group.count if group else 1, 4)
-        with torch.no_grad(), self.applied(group), self.autocast():
+    @contextmanager
+    def trying(self) -> Iterator[int]:
+        """What a few tokens can be tried on: the base. Gives the arms folded into the rows, 1."""
+        with self.applied(None):
+            yield 1
+
+    def _head_is_all(self, head: Callable[[Any], torch.Tensor]) -> bool:
+        with torch.no_grad(), self.trying() as count, self.autocast():
+            ids = torch.arange(4, device=self.device).expand(count, 4)
             logits = self.forward(ids, use_cache=False).logits
             hidden = self.forward(ids, part="hidden", use_cache=False)[0]
             return torch.allclose(head(hidden), logits, rtol=1e-3, atol=1e-5)

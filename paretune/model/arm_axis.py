@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -70,6 +71,7 @@ class ArmModule(torch.nn.Module):
         self._names = names
         self.weights: dict[str, torch.Tensor] = {}
         self.count = self.rows = 0
+        self._float32 = False
         for name, parameter in _own(module).items():
             # Shape, type and device stay known; the memory is given back
             stand_in = torch.empty(1, dtype=parameter.dtype, device=device).expand(parameter.shape)
@@ -91,10 +93,21 @@ class ArmModule(torch.nn.Module):
         """A bank's weights [K, ...] of this module, by the module's own names."""
         return {own: bank.flat.parameters[stored] for own, stored in self._names.items()}
 
+    @contextmanager
+    def float32_outputs(self) -> Iterator[None]:
+        """Within, a linear layer on a GPU does not round its outputs to bf16."""
+        self._float32 = isinstance(self.module, torch.nn.Linear)
+        try:
+            yield
+        finally:
+            self._float32 = False
+
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """[K * B, ...] -> [K * B, ...]; a single row of positions serves all rows."""
         if self.count == 0:
             raise ValueError("full arms have no base beneath them")
+        if self._float32 and x.is_cuda:
+            return _float32_linear(x, self.weights["weight"].mT, self.weights.get("bias"))
         if self.count == 1:
             alone = {name: value.view(value.shape[1:]) for name, value in self.weights.items()}
             return _call(self.module, alone, x, *args, **kwargs)
@@ -193,6 +206,18 @@ def _linear(
         y_KNO = torch.bmm(x_KND, weight_KDO)
     else:
         y_KNO = torch.baddbmm(bias_KO[:, None], x_KND, weight_KDO)
+    return y_KNO.view(*x.shape[:-1], y_KNO.shape[-1])
+
+
+def _float32_linear(
+    x: torch.Tensor, weight_KDO: torch.Tensor, bias_KO: torch.Tensor | None
+) -> torch.Tensor:
+    """The same from bf16 factors, with outputs that are not rounded to bf16."""
+    x_KND = x.reshape(weight_KDO.shape[0], -1, x.shape[-1]).to(torch.bfloat16)
+    with torch.autocast("cuda", enabled=False):
+        y_KNO = torch.bmm(x_KND, weight_KDO.to(torch.bfloat16), out_dtype=torch.float32)
+    if bias_KO is not None:
+        y_KNO = y_KNO + bias_KO[:, None].float()
     return y_KNO.view(*x.shape[:-1], y_KNO.shape[-1])
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from paretune.model.arm_axis import ArmModule
+
 
 def float32_logits(
     hidden: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None
@@ -31,6 +33,10 @@ def float32_head(model: Any) -> Iterator[None]:
     inputs stay bf16. On a CPU, and for heads of another kind, nothing changes.
     """
     head = model.get_output_embeddings()
+    if isinstance(head, ArmModule):
+        with head.float32_outputs():
+            yield
+        return
     if type(head) is not torch.nn.Linear or not head.weight.is_cuda:
         yield
         return

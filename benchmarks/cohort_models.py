@@ -13,6 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from paretune.data.blocks import Blocks
+from paretune.model import full_cohort
 from paretune.model import trainee as trainees
 from paretune.model.shape import model_shape
 from paretune.study.arms import ArmConfig
@@ -24,6 +25,7 @@ SHAPES = {
     "7b": (32_000, 4096, 11_008, 32, 32, 32, False),
     "3b": (128_256, 3072, 8192, 28, 24, 8, True),
     "1b": (128_256, 2048, 8192, 16, 32, 8, True),
+    "0.35b": (49_152, 960, 2560, 32, 15, 5, True),
     "0.1b": (49_152, 576, 1536, 30, 9, 3, True),
     "tiny": (8192, 64, 96, 3, 4, 2, True),
 }
@@ -31,6 +33,7 @@ NAMES = {
     "7b": "7B shape (Llama-2)",
     "3b": "3B shape (Llama-3.2)",
     "1b": "1B shape (Llama-3.2)",
+    "0.35b": "0.35B shape (SmolLM)",
     "0.1b": "0.1B shape (SmolLM)",
     "tiny": "tiny shape",
 }
@@ -69,15 +72,18 @@ def random_model(shape: str, dtype: torch.dtype, device: torch.device) -> Any:
 def loading(shape: str, device: torch.device) -> Iterator[Base]:
     """A base whose weights are made on the device instead of being read from a folder."""
     before = trainees.load_model
+    users = (trainees, full_cohort)
 
     def load(base: Base, on: torch.device, *, dtype: torch.dtype = torch.float32, **_: Any) -> Any:
         return random_model(shape, dtype, device)
 
-    trainees.load_model = load
+    for module in users:
+        module.load_model = load
     try:
         yield BASE
     finally:
-        trainees.load_model = before
+        for module in users:
+            module.load_model = before
 
 
 def token_blocks(folder: Path, shape: str, count: int, length: int) -> Blocks:

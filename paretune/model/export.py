@@ -15,6 +15,7 @@ from paretune.errors import UserError
 from paretune.files import write_json, write_with
 from paretune.model.layers import weight_of
 from paretune.model.load import load_config, load_model, load_tokenizer
+from paretune.model.quantised import round_matrices
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
 
@@ -115,6 +116,8 @@ def merge(checkpoint: Path, base: Base, to: Path) -> None:
     config = json.loads((checkpoint / "adapter_config.json").read_text())
     tensors = load_tensors(checkpoint)
     model: Any = load_model(base, torch.device("cpu"))
+    if base.quantise is not None:
+        round_matrices(model, base.quantise)
     with torch.no_grad():
         for name in config["target_modules"]:
             module = model.get_submodule(name)

@@ -131,6 +131,15 @@ def quantise(model: torch.nn.Module, kind: Kind, device: torch.device) -> None:
         setattr(model.get_submodule(parent), last, new)
 
 
+@torch.no_grad()
+def round_matrices(model: torch.nn.Module, kind: Kind) -> None:
+    """Give each linear layer the matrix that it computes with when quantised, unpacked."""
+    for name, layer in linear_layers(model).items():
+        module: Any = model.get_submodule(name)
+        rounded_OD = QuantisedLinear(weight_of(module), None, kind).dequantised(torch.float32)
+        module.weight.copy_(rounded_OD.T if layer.transposed else rounded_OD)
+
+
 def _bitsandbytes() -> Any:
     try:
         import bitsandbytes.functional

@@ -44,6 +44,19 @@ LATE = [
         "gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj",
     ),
     (
+        "biases of a base that has none",
+        "    rank: 4",
+        "    rank: 4\n    bias: all",
+        "line 14: arms[1].bias: this base has no biases; leave bias out",
+    ),
+    (
+        "a quantised base and full finetuning",
+        "base: pocket",
+        "base: {name: pocket, quantise: nf4}",
+        "line 10: arms[0].method: full finetuning needs the base's own weights, which "
+        "base.quantise rounds; leave out one of the two",
+    ),
+    (
         "a budget beyond the data",
         "budgets: {at: [10ba, 20ba]}",
         "budgets: {at: [10ba, 5M]}",

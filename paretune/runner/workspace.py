@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-
 from paretune.data.prepare import Prepared, check_budgets, prepare
 from paretune.errors import UserError
 from paretune.model.adapter import trained_shapes

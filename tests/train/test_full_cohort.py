@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from paretune.data.blocks import Blocks
 from paretune.data.order import rows_for_step
 from paretune.model.full_cohort import full_cohort
 from paretune.study.config import Base
+from paretune.study.memory import SHARE, Batch, Machine, ModelShape, Workload, cohort_bytes
 from paretune.study.plan import SMALL_BASE, cohorts
 from paretune.train.piece import PieceRunner
 from paretune.train.schedule import Span, resolve
@@ -122,13 +125,17 @@ def test_compiled_full_cohort_equals_eager_and_is_compiled_once(
 def test_full_arms_share_a_cohort_where_it_pays_and_fits() -> None:
     arms = [arm(method="full", learning_rate=rate) for rate in (1e-4, 2e-4, 3e-4, 4e-4)]
     dropped = arm(method="full", attention_dropout=0.1)
-    sizes = {one.id: 100_000_000 for one in [*arms, dropped]}
-    memory = 16 * 100_000_000 * 3 / 0.4  # what three take, with the room that a cohort leaves
+    trained = {one.id: 100_000_000 for one in [*arms, dropped]}
+    shape = ModelShape(100_000_000, 80_000_000, 32_000, 512, 84, 12, 100_000, 8_000, 6_144)
+    batch = Batch(4, 256)
+    room = cohort_bytes(shape, arms[:3], trained, batch, 1, "cuda") / SHARE["cuda"]
+    gpu = Machine("a GPU for three", int(room) + 1, 1e14, kind="cuda")
 
-    def groups(trained: dict[str, int], **settings: bool) -> list[int]:
-        return [len(g) for g in cohorts([*arms, dropped], trained, int(memory) + 1, **settings)]
+    def groups(sizes: dict[str, int], **settings: Any) -> list[int]:
+        work = Workload(shape, batch, gpu, **settings)
+        return [len(group) for group in cohorts([*arms, dropped], sizes, work)]
 
-    assert groups(sizes) == [1, 1, 1, 1, 1], "not on a CPU"
-    assert groups(sizes, full_together=True) == [3, 1, 1]
-    large = dict.fromkeys(sizes, SMALL_BASE + 1)
+    assert groups(trained) == [1, 1, 1, 1, 1], "not where the base cannot carry them"
+    assert groups(trained, full_together=True) == [3, 1, 1]
+    large = dict.fromkeys(trained, SMALL_BASE + 1)
     assert groups(large, full_together=True) == [1, 1, 1, 1, 1], "one arm fills the device"

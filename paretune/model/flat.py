@@ -81,7 +81,7 @@ class Flat:
         count = len(arms)
         self.values = torch.zeros(count, offset, dtype=torch.float32, device=device)
         copy = torch.zeros(count, border, dtype=torch.bfloat16, device=device) if border else None
-        cuts = [0, border, offset] if train_copies else [0, offset]
+        cuts = [0, border, offset]
         self.parts: list[Part] = []
         for first, stop in pairwise(cuts):
             if stop == first:

@@ -1,0 +1,119 @@
+"""What keeping a base in 4 or 8 bits does to scores, before and after training.
+
+Usage: python benchmarks/quantised.py, on any machine; needs the data beside the repository; writes
+its rows to benchmarks/results/variants.json. Two bases, held-out text of each base's own kind, and
+Python, which LoRA arms then learn over the base as it is and over the rounded one.
+"""
+
+from __future__ import annotations
+
+import sys
+
+# A script beside this one is called statistics, which hides the library's module from compilers
+sys.path.append(sys.path.pop(0))
+
+import gzip
+import json
+import math
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from cohort_models import lora
+from measurements import row, write
+
+from paretune.data.blocks import Blocks
+from paretune.model.load import load_tokenizer
+from paretune.model.trainee import Trainee, frozen, lora_cohort
+from paretune.study.config import Base
+from paretune.train.schedule import Resolved
+from paretune.train.trainer import Trainer
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+CPU = torch.device("cpu")
+LENGTH, BATCH, STEPS = 128, 8, 60
+BASES = {
+    "pocket base (3M)": "pocket",
+    "english-30m": str(SHARED / "models" / "english-30m"),
+}
+NAMES = {None: "float32", "nf4": "nf4", "int8": "int8"}
+
+
+def english() -> str:
+    """Held-out English novels."""
+    path = SHARED / "data" / "corpus" / "english_novels-validation.jsonl.gz"
+    with gzip.open(path, "rt") as file:
+        return str(json.loads(file.readline())["text"])
+
+
+def python() -> str:
+    """This interpreter's standard library, some modules of it."""
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    return "\n".join(path.read_text(errors="ignore") for path in sorted(folder.glob("a*.py")))
+
+
+def windows(text: str, tokenizer: Any, count: int) -> tuple[torch.Tensor, int]:
+    """Rows of tokens [N, LENGTH], and the bytes of text that they stand for."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"][: count * LENGTH]
+    rows = torch.tensor(ids[: len(ids) // LENGTH * LENGTH]).view(-1, LENGTH)
+    return rows, len(tokenizer.decode(rows[:, 1:].flatten().tolist()).encode())
+
+
+@torch.no_grad()
+def bits_per_byte(trainee: Trainee, text: tuple[torch.Tensor, int], group: Any = None) -> float:
+    """Of the base, or of the first arm of ``group``."""
+    rows, n_bytes = text
+    nats = 0.0
+    for part in rows.split(16):
+        log_p = torch.log_softmax(trainee.view(group).logits(part)[0][:, :-1].double(), -1)
+        nats -= float(log_p.gather(-1, part[:, 1:, None]).sum())
+    return nats / math.log(2) / n_bytes
+
+
+def measure(title: str, name: str) -> list[dict[str, Any]]:
+    """Bits per byte of a base and of an arm trained over it, by how the base is kept."""
+    tokenizer = load_tokenizer(Base(name=name))
+    own = windows(english(), tokenizer, 64)
+    code = python()
+    heldout = windows(code[: len(code) // 8], tokenizer, 64)
+    training, _ = windows(code[len(code) // 8 :], tokenizer, STEPS * BATCH)
+    folder = Path(tempfile.mkdtemp())
+    np.save(folder / "tokens.npy", training.numpy().astype(np.uint16))
+    rows = []
+    plain: dict[str, float] = {}
+    for kind, shown in NAMES.items():
+        base = Base.model_validate({"name": name, "quantise": kind})
+        found = {"English, untrained": bits_per_byte(frozen(base, CPU), own)}
+        trainee = lora_cohort(base, [lora(16, 2e-3)], CPU)
+        trainer = Trainer(trainee, Blocks(folder, "cpt"), BATCH)
+        always = [Resolved("constant", 0, 10**6, 10**6, 0.0)]
+        for t in range(STEPS):
+            trainer.step(t, always)
+        group = trainee.passes[0]
+        found["Python, after LoRA r16"] = bits_per_byte(trainee, heldout, group)
+        found["English, after LoRA r16"] = bits_per_byte(trainee, own, group)
+        if kind is None:
+            plain = found
+            continue
+        rows += [
+            row(
+                f"quantised base, {shown}: {what}",
+                f"{title}, {STEPS} steps of {BATCH} x {LENGTH} tokens of Python",
+                "bits per byte",
+                our_value=value,
+                peer="the same over the base in float32",
+                peer_value=plain[what],
+                ratio=plain[what] / value,
+                goal="stated, not fixed",
+            )
+            for what, value in found.items()
+        ]
+    return rows
+
+
+if __name__ == "__main__":
+    write("variants", [each for title, name in BASES.items() for each in measure(title, name)])

@@ -183,7 +183,7 @@ def can_attend(model: Any, device: torch.device, arms: int = 1) -> bool:
     ids = torch.arange(8, device=device).view(2, 4).repeat(arms, 1)
     segments = torch.tensor([[1, 1, 2, 2], [1, 1, 1, 0]]).repeat(arms, 1)
     positions = torch.tensor([[0, 1, 0, 1], [0, 1, 2, 0]], device=device).repeat(arms, 1)
-    bounds = segment_bounds(segments, 6).to(device)
+    bounds = segment_bounds(segments, 6 * arms).to(device)
     mask = block_diagonal(segments.to(device), model)
     settings: dict[str, Any] = {"input_ids": ids, "use_cache": False}
     _seen.clear()

@@ -69,7 +69,7 @@ def _plan(study: Study, device: str | None) -> StudyPlan:
     runs = legs(steps, mode, study.arms[0].schedule, span)
     machine = measure(choose(device))
     work = workload(config, machine)
-    reason = one_by_one(config.base, study.arms, machine)
+    reason = one_by_one(config, study.arms, machine)
     if reason:
         notes.append(f"full arms train one after another: {reason}")
     made = make_plan(

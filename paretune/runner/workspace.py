@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from paretune.data.prepare import Prepared, check_budgets, prepare
 from paretune.errors import UserError
 from paretune.model.adapter import trained_shapes
@@ -17,7 +19,7 @@ from paretune.model.load import load_shape, load_tokenizer
 from paretune.model.shape import model_shape
 from paretune.runner.ledger import Ledger
 from paretune.study.arms import ArmConfig
-from paretune.study.config import Base, Study, StudyConfig
+from paretune.study.config import Study, StudyConfig
 from paretune.study.memory import Batch, Machine, Workload
 from paretune.study.plan import SMALL_BASE
 from paretune.train.legs import Leg, leg_schedule, legs
@@ -91,8 +93,7 @@ def workload(config: StudyConfig, machine: Machine) -> Workload:
     training = config.training
     batch = Batch(training.batch_size, training.block_length)
     shape = load_shape(config.base)
-    # On a CPU larger products gain nothing, so arms go one by one
-    together = machine.kind == "cuda" and refuse_reason(shape) is None
+    together = training.full_together and _against_together(shape, machine) is None
     return Workload(model_shape(shape), batch, machine, together)
 
 
@@ -128,9 +129,18 @@ def check_arms(study: Study, arms: Sequence[ArmConfig] | None = None) -> dict[st
         return trained
 
 
-def one_by_one(base: Base, arms: Sequence[ArmConfig], machine: Machine) -> str | None:
-    """What in a small base keeps its full arms from sharing a cohort on a GPU, if anything does."""
-    shape = load_shape(base)
-    small = sum(parameter.numel() for parameter in shape.parameters()) <= SMALL_BASE
+def one_by_one(config: StudyConfig, arms: Sequence[ArmConfig], machine: Machine) -> str | None:
+    """Why full arms train one after another although ``training.full_together`` asks otherwise."""
     several = sum(arm.method == "full" for arm in arms) > 1
-    return refuse_reason(shape) if machine.kind == "cuda" and small and several else None
+    if not (config.training.full_together and several):
+        return None
+    return _against_together(load_shape(config.base), machine)
+
+
+def _against_together(shape: torch.nn.Module, machine: Machine) -> str | None:
+    if machine.kind != "cuda":
+        return "larger products gain nothing on a CPU"
+    count = sum(parameter.numel() for parameter in shape.parameters())
+    if count > SMALL_BASE:
+        return f"one arm of {count / 1e6:,.0f}M parameters fills a GPU"
+    return refuse_reason(shape)

@@ -137,7 +137,7 @@ MISTAKES = [
         "regime: cpt",
         "regime: cpt\ntraining: {gpus: 8}",
         "line 4: training.gpus: unknown key; known here: block_length, batch_size, template, "
-        "repeat, max_bad_rows",
+        "full_together, repeat, max_bad_rows",
     ),
     changed(
         "a missing key",

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from paretune.errors import UserError
+from paretune.model.flat import compute_type
 from paretune.model.load import load_model
-from paretune.model.trainee import Trainee, compute_type, frozen
+from paretune.model.trainee import Trainee, frozen
 from paretune.study.config import Base
 
 # Tokens of one scoring pass; what is packed as trees has a size of its own

@@ -28,7 +28,8 @@ from paretune.data.blocks import Batch, Blocks
 from paretune.errors import UserError
 from paretune.model.compilation import repeated_blocks
 from paretune.model.load import load_model
-from paretune.model.trainee import Pass, Trainee
+from paretune.model.passes import Pass
+from paretune.model.trainee import Trainee
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
 from paretune.train.loss import IGNORED
@@ -88,6 +89,9 @@ class ShardedCohort(Trainer):
 
     Args:
         trainee: of ``lora_cohort`` (the same in every process), its model not sharded yet.
+
+    Raises:
+        UserError: DoRA or trained biases, which read whole weights outside of a forward pass.
     """
 
     def __init__(
@@ -99,10 +103,13 @@ class ShardedCohort(Trainer):
         recompute: bool = False,
         offload: bool = False,
     ) -> None:
+        for arm in trainee.arms:
+            if arm.dora or arm.bias:
+                raise UserError(f"{arm.id}: sharded training has no DoRA and no trained biases")
         super().__init__(trainee, blocks, batch_size)
         shard(trainee.model, trainee.device, recompute=recompute, offload=offload)
         # FSDP gathers weights around the model's own forward, so logits come from there
-        self.runner._head = None
+        self.runner._linear_head = False
 
     def _pieces(
         self, group: Pass, batches: dict[int, Batch], t: int, pieces: int | None

@@ -24,6 +24,7 @@ SHOWN = {
     "spectrum-values": "Spectra of W0, W and the update of one attention and one MLP matrix",
     "spectrum-map": "Rank relative to noise, layer by module",
     "spectrum-truncation": "Learning and forgetting of the truncated update",
+    "spectrum-frontier": "Truncated updates beside trained arms",
 }
 
 

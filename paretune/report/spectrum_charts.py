@@ -10,7 +10,7 @@ from paretune.report.chart_parts import chart_over, layered, shaded, tips, token
 from paretune.report.findings import Findings
 from paretune.report.spectrum_data import StudySpectra
 from paretune.report.style import STUDIES, number, tokens
-from paretune.report.words import unit_words
+from paretune.report.truncation_charts import truncation, truncation_frontier
 from paretune.spectrum.null import spectrum as null_spectrum
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def spectrum_figures(findings: Findings, spectra: StudySpectra) -> dict[str, alt
         "spectrum-map": layer_map(findings, spectra),
         "spectrum-values": values(findings, spectra),
         "spectrum-truncation": truncation(findings, spectra),
+        "spectrum-frontier": truncation_frontier(findings, spectra),
     }
     return {name: chart for name, chart in drawn.items() if chart is not None}
 
@@ -237,77 +238,6 @@ def values(findings: Findings, spectra: StudySpectra) -> alt.LayerChart | None:
         lines,
         points,
     )
-
-
-def truncation(findings: Findings, spectra: StudySpectra) -> alt.LayerChart | None:
-    """What is learned and forgotten by W0 + Delta_r against r, as shares of the whole update's."""
-    import altair as alt
-    import pandas as pd
-
-    cuts = spectra.truncation
-    if cuts.empty:
-        return None
-    pairs = list(dict.fromkeys(zip(cuts["arm"], cuts["tokens"], strict=True)))
-    arm, count = next((pair for pair in pairs if pair[0] == spectra.chosen), pairs[-1])
-    cuts = cuts[(cuts["arm"] == arm) & (cuts["tokens"] == count) & (cuts["scale"] == 1)]
-    cuts = cuts[cuts["rest"] == cuts["rest"].iloc[-1]]
-    parts, said = [], []
-    for metric in (findings.learning, findings.main):
-        rows = cuts[cuts["metric"] == metric]
-        whole = rows.loc[rows["rank"].isna(), "change"]
-        if not len(whole) or not whole.iloc[0]:
-            continue
-        rows = rows.assign(
-            share=rows["change"].astype("float64") / float(whole.iloc[0]),
-            low=rows["change_low"].astype("float64") / float(whole.iloc[0]),
-            high=rows["change_high"].astype("float64") / float(whole.iloc[0]),
-        )
-        noun = "learned" if rows["side"].iloc[0] == "target" else "forgot"
-        unit = unit_words(str(rows["unit"].iloc[0]))
-        rows["what"] = noun
-        said.append(f"{noun}: {findings.words(metric)}")
-        rows["shown"] = [f"{number(float(v), 3)} {unit}" for v in rows["change"]]
-        parts.append(rows)
-    if not parts:
-        return None
-    rows = pd.concat(parts, ignore_index=True)
-    largest = int(spectra.of_chosen()[["d_out", "d_in"]].min(axis=1).max())
-    rows["at"] = rows["rank"].astype("float64").fillna(largest).clip(lower=0.5)
-    rows["cut"] = ["all" if pd.isna(rank) else str(int(rank)) for rank in rows["rank"]]
-    rows["kept"] = [f"{share:.1%}" for share in rows["energy"]]
-    x = alt.X(
-        "at:Q", title="rank kept (left end: none; right end: all)",
-        scale=alt.Scale(type="log", base=2, nice=False),
-        axis=alt.Axis(values=[2**i for i in range(largest.bit_length())], labelOverlap=True),
-    )  # fmt: skip
-    y = alt.Y("share:Q", title="share of the whole update's", axis=alt.Axis(format="%"))
-    names = list(dict.fromkeys(rows["what"]))
-    colour = alt.Color(
-        "what:N", title=None, scale=alt.Scale(domain=names, range=[STUDIES[0], STUDIES[1]])
-    )
-    chart = alt.Chart(rows)
-    energy = chart.mark_line(strokeDash=[2, 3], color="#7d828a").encode(
-        x=x, y=alt.Y("energy:Q", title="share of the whole update's")
-    )
-    spans = chart.mark_rule(strokeWidth=1.2).encode(
-        x=x, y=alt.Y("low:Q", title="share of the whole update's"), y2="high:Q", color=colour
-    )
-    lines = chart.mark_line().encode(x=x, y=y, color=colour, **shaded(0.9, 0.9))
-    points = chart.mark_point(size=45, filled=True, opacity=1).encode(
-        x=x, y=y, color=colour,
-        tooltip=tips(**{"rank": "cut", "of the update": "kept", "change": "shown"}),
-        **shaded(1.0, 1.0, fill=True),
-    )  # fmt: skip
-    return layered(
-        "Learning and forgetting of the truncated update",
-        [f"{findings.names[arm]}, {tokens(int(count))} tokens; 95% intervals",
-         "; ".join(said),
-         "dotted: share of the update's squared norm"],
-        energy,
-        spans,
-        lines,
-        points,
-    )  # fmt: skip
 
 
 def _line(values: Any, of: str, matrix: str) -> pd.DataFrame:

@@ -85,7 +85,7 @@ def test_all_figures_are_drawn(written: tuple[Findings, Path]) -> None:
     assert spectra is not None
     names = {
         "spectrum-tokens", "spectrum-tokens-raw", "spectrum-layers", "spectrum-map",
-        "spectrum-values", "spectrum-truncation",
+        "spectrum-values", "spectrum-truncation", "spectrum-frontier",
     }  # fmt: skip
     assert set(spectrum_figures(findings, spectra)) == names
     assert names <= {path.stem for path in (folder / "figures").glob("*.svg")}
@@ -160,7 +160,7 @@ def test_the_page_draws_them(written: tuple[Findings, Path], width: int, tmp_pat
         shown = tab.evaluate(
             "[...document.querySelectorAll('.view[data-figure^=spectrum] svg')].length"
         )
-        assert shown == 6
+        assert shown == 7
         assert tab.problems == []
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
     finally:

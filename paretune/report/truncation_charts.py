@@ -105,6 +105,7 @@ def truncation_frontier(findings: Findings, spectra: StudySpectra) -> alt.LayerC
         for rank, scale in zip(wide["order"], wide["scale"], strict=True)
     ]
     wide["series"] = next(one.id for one in findings.series if arm in one.arms)
+    wide["whole"] = wide["order"] == float("inf")
     wide["order"] = range(len(wide))
     arms = _arms_at(findings, count)
     for rows in (wide, arms):
@@ -133,6 +134,11 @@ def truncation_frontier(findings: Findings, spectra: StudySpectra) -> alt.LayerC
         .mark_line(color="#7d828a", strokeDash=[4, 3])
         .encode(x=x, y=y, order="order:Q")
     )
+    scaled = (
+        chart.transform_filter("datum.whole")
+        .mark_line(color="#7d828a")
+        .encode(x=x, y=y, order="order:Q")
+    )
     cut = chart.mark_point(size=45, color="#7d828a", shape="diamond", opacity=1).encode(
         x=x, y=y, tooltip=tips(cut="text", learned="learned_shown", forgot="forgot_shown")
     )
@@ -142,10 +148,11 @@ def truncation_frontier(findings: Findings, spectra: StudySpectra) -> alt.LayerC
     return layered(
         "Truncated updates beside trained arms",
         [
-            f"diamonds: {findings.names[arm]} cut to rank r, nothing trained",
+            f"diamonds: {findings.names[arm]} cut to rank r, or scaled; nothing trained",
             f"at {tokens(count)} tokens; {findings.words(findings.main)}",
         ],
         line,
+        scaled,
         trained,
         cut,
         names,

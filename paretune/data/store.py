@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from paretune.data.rows import Document, Pair, Row
 from paretune.errors import Damaged, UserError
@@ -20,6 +20,7 @@ TEXTS = "texts"
 HASHED = 256 * 2**20
 """Bytes up to which a file's content is checked again; of a longer one only the size."""
 _STALE_SECONDS = 3600
+T = TypeVar("T", Document, Pair)
 
 
 def start(folder: Path) -> None:
@@ -40,12 +41,19 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 def read_documents(path: Path) -> list[Document]:
     """Read documents back."""
-    return [Document(**row) for row in read_jsonl(path)]
+    return [_row(Document, row, path) for row in read_jsonl(path)]
 
 
 def read_pairs(path: Path) -> list[Pair]:
     """Read pairs back."""
-    return [Pair(**row) for row in read_jsonl(path)]
+    return [_row(Pair, row, path) for row in read_jsonl(path)]
+
+
+def _row(kind: type[T], row: dict[str, Any], path: Path) -> T:
+    names = {field.name for field in fields(kind)}
+    if row.keys() != names or not all(isinstance(value, str) for value in row.values()):
+        raise Damaged(path, f"{path}: not what Paretune writes; put it back from a backup")
+    return kind(**row)
 
 
 def finish(folder: Path, names: Sequence[str], manifest: dict[str, Any]) -> None:
@@ -63,6 +71,15 @@ def check(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: it was prepared for other settings, or a file is gone or has changed.
     """
+    try:
+        return _check(folder, settings)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        path = folder / MANIFEST
+        reason = f"{path}: not what Paretune writes ({error!r}); put it back from a backup"
+        raise Damaged(path, reason) from error
+
+
+def _check(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     manifest: dict[str, Any] = read_json(folder / MANIFEST)
     remedy = f"Choose another output folder, or delete {folder} to prepare the data again"
     if manifest.get("format") != FORMAT:
@@ -76,6 +93,8 @@ def check(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
             )
     for name, facts in manifest["files"].items():
         path = folder / name
+        if ".." in Path(name).parts or Path(name).is_absolute():
+            raise ValueError(f"{name} lies elsewhere")
         if not path.is_file():
             raise Damaged(path, f"{path} is gone: put it back. {remedy}")
         size = path.stat().st_size

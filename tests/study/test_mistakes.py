@@ -119,6 +119,14 @@ MISTAKES = [
         "budgets: &b {at: [*b]}",
         "line 9: budgets.at[0]: an alias that contains itself",
     ),
+    changed(
+        "a password in an address",
+        "base: pocket",
+        "base: https://me:letmein@example.org/base",
+        "line 2: base: holds what looks like a password or token; a study file is kept with the "
+        "results and shown in the report. Remove it, and log in with `hf auth login` or set "
+        "HF_TOKEN",
+    ),
     # Keys
     changed(
         "a misspelt key",

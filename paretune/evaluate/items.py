@@ -72,6 +72,11 @@ class ArmModel(Protocol):
         """Why rows packed as trees cannot be scored, or None; ``longest`` sequence in tokens."""
         ...
 
+    @property
+    def sparse_trees(self) -> bool:
+        """Whether long rows packed as trees cost no more a token than short ones."""
+        ...
+
     def tree(self, row: TreeRow) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probability of each token that ``row`` asks for, and the likeliest in its place.
 

@@ -11,7 +11,7 @@ import torch
 
 from paretune.model.asked import asked_of_hidden, asked_of_logits, put
 from paretune.model.compilation import Regions
-from paretune.model.tree import BLOCK, TreeRow, block_mask, dense_mask
+from paretune.model.tree import BLOCK, TREE, TreeRow, block_mask, dense_mask
 
 # Agreement of logits, relative to their spread, that a tree must keep with plain rows
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.08, torch.float16: 0.02}
@@ -69,6 +69,11 @@ class PackedModel:
             return asked_of_hidden(out[0][:, places_P], self._head, row.asked, row.targets)
         return asked_of_logits(out.logits[:, places_P], row.asked, row.targets)
 
+    @property
+    def sparse(self) -> bool:
+        """Whether the cost of a row is that of what its tokens see, not of its square."""
+        return self._flex
+
     def refusal(self, count: int, longest: int) -> str | None:
         """Why this model cannot be given trees, or None: found out by trying a small one.
 
@@ -122,12 +127,13 @@ class PackedModel:
             low = self._device.type == "cuda"
             yield dense_mask(ends_S, self._model, torch.bfloat16 if low else torch.float32)
             return
-        before = self._model.config._attn_implementation
-        self._model.set_attn_implementation("flex_attention")
+        config = self._model.config.get_text_config(decoder=True)
+        before = config._attn_implementation
+        config._attn_implementation = TREE
         try:
             yield block_mask(ends_S)
         finally:
-            self._model.set_attn_implementation(before)
+            config._attn_implementation = before
 
     def _tensor(self, values: Any) -> torch.Tensor:
         return put(values, self._device)

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import AttentionInterface
+from transformers.integrations.flex_attention import flex_attention_forward
 
 BLOCK = 128  # of FlexAttention, in queries and in keys
 
@@ -96,3 +98,29 @@ def _indices(wanted_QK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     numbers = wanted_QK.sum(1).to(torch.int32)[None, None]
     order = torch.argsort(wanted_QK.to(torch.int8), dim=1, descending=True, stable=True)
     return numbers, order.to(torch.int32)[None, None]
+
+
+TREE = "paretune_tree"
+
+
+def attend_in_tree(
+    module: Any,
+    query_BHSd: torch.Tensor,
+    key_BHSd: torch.Tensor,
+    value_BHSd: torch.Tensor,
+    attention_mask: Any,
+    **settings: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """FlexAttention with a block mask, for transformers' AttentionInterface.
+
+    Under autocast rotary embeddings leave queries and keys in float32 beside bf16 values, which
+    SDPA would cast and FlexAttention refuses.
+    """
+    query, key = query_BHSd.to(value_BHSd.dtype), key_BHSd.to(value_BHSd.dtype)
+    out: tuple[torch.Tensor, torch.Tensor | None] = flex_attention_forward(
+        module, query, key, value_BHSd, attention_mask, **settings
+    )
+    return out
+
+
+AttentionInterface.register(TREE, attend_in_tree)

@@ -89,6 +89,11 @@ class ArmView:
         with self._trainee.applied(self._group):
             return packed.refusal(self.count, longest)
 
+    @property
+    def sparse_trees(self) -> bool:
+        """Whether long rows packed as trees cost no more a token than short ones."""
+        return self._trainee.packed.sparse
+
     @torch.no_grad()
     def tree(self, row: TreeRow) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probability of what a packed row asks for, and the likeliest tokens: [K, M] each."""

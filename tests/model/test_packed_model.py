@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
+import transformers.integrations.flex_attention as flex
+from torch.nn.attention.flex_attention import flex_attention
 
 from paretune.evaluate.tasks.pack import Scored, pack
 from paretune.model.trainee import frozen, lora_cohort
-from paretune.model.tree import block_mask, dense_mask
+from paretune.model.tree import attend_in_tree, block_mask, dense_mask
 from paretune.model.view import ArmView
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
@@ -162,3 +164,29 @@ def test_block_mask_is_the_dense_one() -> None:
                 built[part] = True if full else exact[part]
     assert torch.equal(built, dense[0, 0])
     assert int(blocks.full_kv_num_blocks.sum()) > 0, "some blocks are whole"
+
+
+def test_flex_attention_takes_what_autocast_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries and keys in float32 beside bf16 values, and grouped heads: as SDPA with the mask."""
+    # The uncompiled form: compiling it for a CPU takes longer than all else here
+    monkeypatch.setattr(
+        flex,
+        "compile_friendly_flex_attention",
+        lambda q, k, v, training=False, **settings: flex_attention(q, k, v, **settings),
+    )
+    ends = torch.tensor([128] * 64 + [96] * 32 + [128] * 32)
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, heads, 128, 16, generator=generator) for heads in (4, 2, 2))
+    value = value.bfloat16()
+    module = torch.nn.Module().eval()
+    found, _ = attend_in_tree(module, query, key, value, block_mask(ends), scaling=0.25)
+    place = torch.arange(128)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query.bfloat16(),
+        key.bfloat16(),
+        value,
+        attn_mask=(place <= place[:, None]) & (place[:, None] < ends),
+        scale=0.25,
+        enable_gqa=True,
+    )
+    torch.testing.assert_close(found.transpose(1, 2), expected, atol=2e-2, rtol=2e-2)

@@ -85,6 +85,13 @@ LATE = [
         "warm-up takes 9 steps; shorten the schedule's warm-up",
     ),
     (
+        "a task that the lm-evaluation-harness does not have",
+        "training: {block_length: 32, batch_size: 2}",
+        "source: {tasks: [{name: helaswag, metrics: [acc]}]}\n"
+        "training: {block_length: 32, batch_size: 2}",
+        "line 7: source.tasks[0]: the harness has no task 'helaswag'; did you mean hellaswag?",
+    ),
+    (
         "a folder that is not a model",
         "base: pocket",
         "base: .",

@@ -87,7 +87,8 @@ class LogLikelihoods:
     def _capacity(self, arms: ArmModel) -> int:
         if arms.device.type == "cpu":
             return CPU_CAPACITY
-        size = max(LEAST_GPU_CAPACITY, GPU_CAPACITY // arms.count, self._longest)
+        most = GPU_CAPACITY // arms.count if arms.sparse_trees else LEAST_GPU_CAPACITY
+        size = max(LEAST_GPU_CAPACITY, most, self._longest)
         return -(-size // 128) * 128
 
     def _plain(self, arms: ArmModel) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

@@ -35,10 +35,11 @@ from paretune.train.trainer import Trainer
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 CPU = torch.device("cpu")
-LENGTH, BATCH, STEPS = 128, 8, 60
+LENGTH, BATCH = 128, 4
+# Where a base is, and the steps that its arms train for
 BASES = {
-    "pocket base (3M)": "pocket",
-    "english-30m": str(SHARED / "models" / "english-30m"),
+    "pocket base (2M)": ("pocket", 40),
+    "english-30m": (str(SHARED / "models" / "english-30m"), 0),
 }
 NAMES = {None: "float32", "nf4": "nf4", "int8": "int8"}
 
@@ -53,7 +54,7 @@ def english() -> str:
 def python() -> str:
     """This interpreter's standard library, some modules of it."""
     folder = Path(sysconfig.get_paths()["stdlib"])
-    return "\n".join(path.read_text(errors="ignore") for path in sorted(folder.glob("a*.py")))
+    return "\n".join(path.read_text(errors="ignore") for path in sorted(folder.glob("[a-c]*.py")))
 
 
 def windows(text: str, tokenizer: Any, count: int) -> tuple[torch.Tensor, int]:
@@ -74,35 +75,35 @@ def bits_per_byte(trainee: Trainee, text: tuple[torch.Tensor, int], group: Any =
     return nats / math.log(2) / n_bytes
 
 
-def measure(title: str, name: str) -> list[dict[str, Any]]:
+def measure(title: str, name: str, steps: int) -> list[dict[str, Any]]:
     """Bits per byte of a base and of an arm trained over it, by how the base is kept."""
     tokenizer = load_tokenizer(Base(name=name))
-    own = windows(english(), tokenizer, 64)
+    own = windows(english()[:200_000], tokenizer, 24)
     code = python()
-    heldout = windows(code[: len(code) // 8], tokenizer, 64)
-    training, _ = windows(code[len(code) // 8 :], tokenizer, STEPS * BATCH)
+    heldout = windows(code[: len(code) // 8], tokenizer, 24)
+    training, _ = windows(code[len(code) // 8 :], tokenizer, (steps + 1) * BATCH)
     folder = Path(tempfile.mkdtemp())
     np.save(folder / "tokens.npy", training.numpy().astype(np.uint16))
+    work = f"{title}, {steps} steps of {BATCH} x {LENGTH} tokens of Python"
     rows = []
     plain: dict[str, float] = {}
     for kind, shown in NAMES.items():
         base = Base.model_validate({"name": name, "quantise": kind})
-        found = {"English, untrained": bits_per_byte(frozen(base, CPU), own)}
-        trainee = lora_cohort(base, [lora(16, 2e-3)], CPU)
-        trainer = Trainer(trainee, Blocks(folder, "cpt"), BATCH)
-        always = [Resolved("constant", 0, 10**6, 10**6, 0.0)]
-        for t in range(STEPS):
-            trainer.step(t, always)
-        group = trainee.passes[0]
-        found["Python, after LoRA r16"] = bits_per_byte(trainee, heldout, group)
-        found["English, after LoRA r16"] = bits_per_byte(trainee, own, group)
+        untrained = frozen(base, CPU)
+        found = {
+            "English, untrained": bits_per_byte(untrained, own),
+            "Python, untrained": bits_per_byte(untrained, heldout),
+        }
+        if steps:
+            found |= trained(base, Blocks(folder, "cpt"), steps, heldout, own)
+        print(f"{title}, {shown}: {found}", flush=True)
         if kind is None:
             plain = found
             continue
         rows += [
             row(
                 f"quantised base, {shown}: {what}",
-                f"{title}, {STEPS} steps of {BATCH} x {LENGTH} tokens of Python",
+                work if "after" in what else title,
                 "bits per byte",
                 our_value=value,
                 peer="the same over the base in float32",
@@ -115,5 +116,25 @@ def measure(title: str, name: str) -> list[dict[str, Any]]:
     return rows
 
 
+def trained(
+    base: Base,
+    blocks: Blocks,
+    steps: int,
+    heldout: tuple[torch.Tensor, int],
+    own: tuple[torch.Tensor, int],
+) -> dict[str, float]:
+    """Bits per byte of a LoRA arm that has learned Python for some steps."""
+    trainee = lora_cohort(base, [lora(16, 2e-3)], CPU)
+    trainer = Trainer(trainee, blocks, BATCH)
+    always = [Resolved("constant", 0, 10**6, 10**6, 0.0)]
+    for t in range(steps):
+        trainer.step(t, always)
+    group = trainee.passes[0]
+    return {
+        "Python, after LoRA r16": bits_per_byte(trainee, heldout, group),
+        "English, after LoRA r16": bits_per_byte(trainee, own, group),
+    }
+
+
 if __name__ == "__main__":
-    write("variants", [each for title, name in BASES.items() for each in measure(title, name)])
+    write("variants", [each for title, place in BASES.items() for each in measure(title, *place)])

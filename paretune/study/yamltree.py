@@ -91,6 +91,19 @@ def read(text: str) -> Tree:
     return Tree(builder.mapping(node, (), ()), builder.lines, builder.errors)
 
 
+def _whole(node: yaml.Node, path: Path) -> str:
+    """A text, which an escape such as ``\\ud800`` may have left with half of a character."""
+    text = str(node.value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise YamlError(
+            node.start_mark.line + 1,
+            f"{shown(path) or 'the file'}: an escape that is half of a character (\\ud800, say)",
+        ) from None
+    return text
+
+
 class _Builder:
     def __init__(self) -> None:
         self.lines: dict[Path, int] = {}
@@ -125,7 +138,7 @@ class _Builder:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
                 raise YamlError(line, f"{shown(path) or 'the file'}: a key must be plain text")
-            key = str(key_node.value)
+            key = _whole(key_node, path)
             here = (*path, key)
             if key_node.tag == f"{_TAG}merge":
                 for part in self._merge(value_node, path, (*above, id(node))):
@@ -163,7 +176,7 @@ class _Builder:
             )
 
     def _scalar(self, node: yaml.Node, path: Path) -> Any:
-        text = str(node.value)
+        text = _whole(node, path)
         kind = node.tag.removeprefix(_TAG)
         try:
             if kind == "null":

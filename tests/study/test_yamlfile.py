@@ -207,3 +207,11 @@ def test_no_file_whatever_gives_a_traceback(recipe: Any, tmp_path: Path) -> None
     for message in messages:
         assert re.match(re.escape(f"{file}, line ") + r"\d+: .", message)
         assert "Input should" not in message
+
+
+@pytest.mark.parametrize(
+    "line", ['"a\\ud800": 1', 'about: "\\udfff"', 'budgets: {at: ["\\ud800"]}']
+)
+def test_half_of_a_character_is_refused_with_its_line(line: str) -> None:
+    with pytest.raises(UserErrors, match=r"study, line 2: .*half of a character"):
+        parse_study(f"name: x\n{line}\n", "study")

@@ -40,6 +40,7 @@ def plan_table(planned: StudyPlan) -> str:
         "memory is the expected peak of training. "
         "Time is an estimate from the device's speed; scoring comes on top.",
     ]
+    lines += _too_large(planned)
     repeat = config.repeat_best
     if repeat is not None:
         per = " and ".join(repeat.per)
@@ -47,6 +48,20 @@ def plan_table(planned: StudyPlan) -> str:
             f"then the best arm of each {per} again under seeds {', '.join(map(str, repeat.seeds))}"
         )
     return "\n".join(lines)
+
+
+def _too_large(planned: StudyPlan) -> list[str]:
+    """A line for each cohort that one device has no room for: how many it needs, sharded."""
+    lines = []
+    for number, cohort in enumerate(planned.plan.cohorts, start=1):
+        if cohort.devices == 1:
+            continue
+        needs = f"{cohort.devices} devices, sharded (FSDP2)" if cohort.devices else "smaller blocks"
+        lines.append(
+            f"cohort {number} needs {size(cohort.memory)} and {planned.machine.name} has "
+            f"{size(planned.machine.memory)}: it takes {needs}"
+        )
+    return lines
 
 
 def status_table(arms: Sequence[ArmStatus]) -> str:

@@ -215,6 +215,25 @@ class Workload:
             self.shape, arms, trained, self.batch, limit, kind, checkpoint=checkpoint
         )
 
+    def devices(self, arms: Sequence[ArmConfig], trained: Mapping[str, int]) -> int:
+        """Devices of this kind that a cohort needs; more than one where it has to be sharded.
+
+        Sharding divides what does not grow with the batch: a full arm's weights, gradients and
+        moments, or the frozen base under a cohort. Activations of one row stay whole, and so does
+        one block's weights while it computes, which is left out here. 0 where no number is enough.
+        """
+        if self.rows(arms, trained):
+            return 1
+        limit = SHARE[self.machine.kind] * self.machine.memory
+        whole = cohort_bytes(self.shape, arms, trained, self.batch, 1, self.machine.kind)
+        shared = (2 if self.machine.kind == "cuda" else 4) * self.shape.parameters
+        if arms[0].method == "full":
+            shared = sum(trained[a.id] * _BYTES_TRAINED[a.optimizer] for a in arms)
+            if self.machine.kind == "cuda" and self.batch.rows > 1:
+                whole -= 4 * self.shape.matrices  # sharded gradients are summed where they are
+        room = limit - (whole - shared)
+        return -(-shared // int(room)) if room >= 1 else 0
+
     def bytes(self, arms: Sequence[ArmConfig], trained: Mapping[str, int]) -> int:
         """Expected peak memory of a cohort."""
         rows, checkpoint = self._way(arms, trained)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from paretune.errors import UserError
+from paretune.errors import Fault, UserError
 
 KeyPath = tuple[str | int, ...]
 _KEY = re.compile(r"^([A-Za-z_]\w*(?:\[\d+\]|\.\w+)*):")
@@ -55,4 +55,6 @@ class Places:
                 raise
             parts = re.findall(r"\w+", match.group(1))
             path = tuple(int(part) if part.isdigit() else part for part in parts)
-            raise UserError(f"{self._name}, line {self._line(path)}: {error}") from error
+            # A failure from outside stays one: its exit code says that the same command goes on
+            kind = Fault if isinstance(error, Fault) else UserError
+            raise kind(f"{self._name}, line {self._line(path)}: {error}") from error

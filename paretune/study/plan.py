@@ -19,6 +19,7 @@ class CohortPlan:
     arms: tuple[str, ...]
     memory: int
     seconds: float
+    devices: int = 1
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def make_plan(
             tuple(arm.id for arm in group),
             workload.bytes(group, trained),
             steps * workload.seconds(group, trained),
+            workload.devices(group, trained),
         )
         for group in groups
     ]

@@ -17,6 +17,7 @@ from paretune.data import stream
 from paretune.data.rows import AnyRow, Document, Pair
 from paretune.data.sources import open_source
 from paretune.errors import Fault, UserError
+from paretune.study.places import Places
 
 
 def read(data: dict[str, Any], *, regime: str = "cpt") -> list[AnyRow]:
@@ -221,6 +222,12 @@ def test_a_hub_that_stays_away_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> No
         Fault, match=r"stopped at row 1 \(TimeoutError: nothing came\), and 2 further"
     ):
         read(hub(monkeypatch, load))
+
+
+def test_a_fault_stays_a_fault_when_its_line_is_named() -> None:
+    with pytest.raises(Fault, match=r"study.yaml, line 6: target\.data: it hangs"):  # noqa: SIM117
+        with Places("study.yaml", lambda path: 6).named():
+            raise Fault("target.data: it hangs")
 
 
 def test_a_data_set_that_changes_under_the_reader_is_noticed(

@@ -99,6 +99,25 @@ def test_cohorts_are_filled_to_the_device_and_no_further() -> None:
     assert least < plan.seconds < 3 * least
 
 
+def test_devices_that_a_full_arm_of_thirteen_billion_needs() -> None:
+    """16 bytes a parameter: more than one H200 holds and less than two; a cohort needs one."""
+    shape = model_shape(llama(5120, 13_824, 40, 40, tied=False))
+    full = ArmConfig.model_validate({"method": "full", "learning_rate": 1e-5})
+    adapter = lora(16, 1e-4)
+    trained = {full.id: shape.parameters, adapter.id: 62_000_000}
+    work = Workload(shape, Batch(4, 1024), H200)
+    assert 16 * shape.parameters > H200.memory
+    assert not work.rows([full], trained)
+    assert work.devices([full], trained) == 2
+    assert work.devices([adapter], trained) == 1
+    small = Workload(shape, Batch(4, 1024), Machine("A100", 40 * GIB, 312e12, 1.5e12, "cuda"))
+    count = small.devices([full], trained)
+    assert 16 * shape.parameters / count < 0.92 * 40 * GIB
+    assert count <= 9, "and not many more than the weights alone ask for"
+    tiny = Workload(shape, Batch(4, 1024), Machine("small", GIB, 1e12, 1e11, "cuda"))
+    assert tiny.devices([full], trained) == 0
+
+
 SHAPES = {
     # vocabulary, width, inner width, blocks, heads, key-value heads, tied, of the models named
     "7B shape (Llama-2)": (32_000, 4096, 11_008, 32, 32, 32, False),

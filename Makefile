@@ -27,6 +27,7 @@ docs: .venv/.development
 	$(BIN)/python scripts/make_mistakes_page.py
 	$(BIN)/python scripts/make_measured_page.py
 	$(BIN)/python scripts/make_performance_page.py
+	$(BIN)/python scripts/make_reliability_page.py
 	$(BIN)/python scripts/make_sandbox_page.py
 	$(BIN)/python scripts/make_score_card.py
 	$(BIN)/python scripts/make_statistics_page.py

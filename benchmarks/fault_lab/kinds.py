@@ -273,7 +273,7 @@ def two_runners(trial: Trial) -> None:
         trial.expect(child, 0)
 
 
-@kind("lost host", "a host is lost (another host name and process space): its arms are taken over")
+@kind("lost host", "a host is lost (its host name is another): its arms are taken over")
 def lost_host(trial: Trial) -> None:
     """The other host can only see that the heartbeat has stopped."""
     far = trial.run(before=lambda: elsewhere("far"))

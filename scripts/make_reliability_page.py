@@ -1,0 +1,37 @@
+"""Fill the table of docs/reliability.md from benchmarks/results/faults.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "reliability.md"
+ROWS = ROOT / "benchmarks" / "results" / "faults.json"
+BEGIN, END = "<!-- begin measured -->", "<!-- end measured -->"
+
+
+def page(text: str) -> str:
+    """The page with its table made anew."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{table()}\n{END}{after}"
+
+
+def table() -> str:
+    """Every kind of fault, failures included."""
+    rows = json.loads(ROWS.read_text())
+    first = rows[0]
+    lines = [
+        f"`{first['command']}`, {first['date']}, {first['device']}:",
+        "",
+        "| fault | what is done, and how it ended | share that ended well |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {one['name']} | {one['work']} | {one['our_value']:.3g} |" for one in rows]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    print(f"{PAGE.relative_to(ROOT)} is written")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -23,6 +24,13 @@ METRICS: dict[str, tuple[str, bool]] = {
     "cloze": ("accuracy", True),
     "exact_match": ("accuracy", True),
     "kl": ("nats/token", False),
+    "reverse_kl": ("nats/token", False),
+    "pass_at": ("accuracy", True),
+    "distinct": ("answers", True),
+    "distinct_pass": ("answers", True),
+    "distinct_fail": ("answers", True),
+    "similarity": ("similarity", False),
+    "token_entropy": ("nats/token", True),
 }
 
 # From this many groups on, standard errors are clustered: fewer would estimate a variance badly
@@ -141,7 +149,8 @@ def outcomes(
     weight_N: NDArray[np.float64],
 ) -> list[Items]:
     """The outcomes of each arm, from values [K, N] and weights [N] in the order of ``items``."""
-    unit, higher_is_better = METRICS[metric.rsplit("/", 1)[-1]]
+    kind = re.sub(r"_\d+$", "", metric.rsplit("/", 1)[-1])  # pass_at_10 is a pass_at
+    unit, higher_is_better = METRICS[kind]
     side: Side = "target" if metric.startswith("target/") else "source"
     ids = [item.id for item in items]
     groups = [item.group for item in items]

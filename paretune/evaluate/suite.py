@@ -13,13 +13,15 @@ from paretune.data.windows import Window, windows
 from paretune.errors import UserError
 from paretune.evaluate.cloze import cloze
 from paretune.evaluate.decode.stops import LineEnds
+from paretune.evaluate.diversity import sampled_answers
 from paretune.evaluate.exact_match import exact_match
 from paretune.evaluate.items import ArmModel, Items
 from paretune.evaluate.likelihood import responses_bits_per_byte, windows_bits_per_byte
 from paretune.evaluate.self_probe import Probe
+from paretune.evaluate.target_drift import TargetDrift
 from paretune.files import write_json
 from paretune.model.load import end_of_text, load_config
-from paretune.study.config import StudyConfig
+from paretune.study.config import DRIFT, StudyConfig
 
 if TYPE_CHECKING:
     from paretune.data.prepare import Prepared
@@ -51,9 +53,10 @@ class Suite:
         self._cloze_of = cloze_of
         self._pairs = pairs
         self._row_tokens = config.training.block_length
-        wanted = "target/exact_match" in config.metric_names()
+        wanted = config.target.samples is not None or "exact_match" in config.target.metrics
         self._line_ends = LineEnds.of(tokenizer) if wanted else None
         self._probe: Probe | None = None
+        self._drift: TargetDrift | None = None
 
     @classmethod
     def build(cls, config: StudyConfig, tokenizer: Any, prepared: Prepared, folder: Path) -> Suite:
@@ -87,7 +90,7 @@ class Suite:
         windows_of: dict[str, list[Window]] = {}
         cloze_of: dict[str, list[ClozeItem]] = {}
         for name, (documents, metrics, count) in texts.items():
-            if "bits_per_byte" in metrics:
+            if {"bits_per_byte", *DRIFT} & set(metrics):
                 windows_of[name] = windows(
                     documents, tokenizer, length=length, count=count, seed=ITEM_SEED
                 )
@@ -106,9 +109,10 @@ class Suite:
         )
 
     def attach_base(self, base: ArmModel) -> None:
-        """Sample the self-probe, or read it back, and keep the base's log-probabilities on it.
+        """Keep what arms are compared with: the base's distributions on the self-probe, which is
+        sampled or read back, and on held-out target text.
 
-        Call it before ``score``; without a self-probe in the study it does nothing.
+        Call it before ``score``; a study that compares nothing with the base has no need of it.
         """
         if self._config.source.self_probe is not None:
             self._probe = Probe.of(
@@ -116,6 +120,17 @@ class Suite:
                 self._config.source.self_probe,
                 self._tokenizer,
                 self._folder / "probe.jsonl",
+                row_tokens=self._row_tokens,
+            )
+
+        if set(self._config.target.metrics) & set(DRIFT):
+            texts: Sequence[Window] | Sequence[PairItem] = (
+                self._windows_of["target"] if self._config.regime == "cpt" else self._pairs
+            )
+            self._drift = TargetDrift(
+                texts,
+                base,
+                reverse="reverse_kl" in self._config.target.metrics,
                 row_tokens=self._row_tokens,
             )
 
@@ -128,6 +143,22 @@ class Suite:
             drift = self._probe.score(arms)
             by_metric["self_probe/kl"] = [kl for kl, _ in drift]
             by_metric["self_probe/bits_per_byte"] = [bits for _, bits in drift]
+        if set(self._config.target.metrics) & set(DRIFT):
+            if self._drift is None:
+                raise ValueError("attach_base comes before score")
+            by_metric |= self._drift.score(arms)
+        samples = self._config.target.samples
+        if samples is not None:
+            found = sampled_answers(
+                arms,
+                self._pairs,
+                self._tokenizer,
+                samples,
+                answer_tokens=self._config.target.answer_tokens,
+                line_ends=self._line_ends,
+                row_tokens=self._row_tokens,
+            )
+            by_metric |= {f"target/{name}": of_arms for name, of_arms in found.items()}
         if self._benchmarks is not None:
             of_arms = self._benchmarks.score(arms)
             by_metric |= {name: [found[name] for found in of_arms] for name in of_arms[0]}

@@ -24,6 +24,7 @@ from paretune.study.arms import ArmConfig
 from paretune.study.mistakes import Mistake, MistakesError
 from paretune.study.places import Places
 from paretune.study.quantity import EXAMPLES, Quantity
+from paretune.study.samples import Samples
 from paretune.study.sources import Arithmetic, DataConfig, PocketProse, PythonPackages
 from paretune.study.strict import Strict
 from paretune.study.tasks import FORGETTING_SCORE, FORGETTING_TASKS, TaskField, named_twice
@@ -73,6 +74,11 @@ def _is_mapping(value: Any) -> bool:
     return isinstance(value, dict | Strict)
 
 
+TargetMetric = Literal["bits_per_byte", "cloze", "exact_match", "kl", "reverse_kl"]
+# Metrics of the target that say how far an arm went, not what it learned
+DRIFT = ("kl", "reverse_kl")
+
+
 class Target(Strict):
     """The domain being learned: its training data, and the metrics that show learning."""
 
@@ -80,8 +86,9 @@ class Target(Strict):
     heldout: Heldout = Field(
         default=0.05, description="a share of the groups, kept out of training; or data of its own"
     )
-    metrics: tuple[Literal["bits_per_byte", "cloze", "exact_match"], ...] = Field(
-        default=("bits_per_byte",), min_length=1
+    metrics: tuple[TargetMetric, ...] = Field(default=("bits_per_byte",), min_length=1)
+    samples: Samples | None = Field(
+        default=None, description="several drawn answers to each prompt (ift): how they differ"
     )
     tasks: tuple[TaskField, ...] = Field(default=(), description="benchmarks that show learning")
     items: StrictInt = Field(
@@ -284,6 +291,8 @@ class StudyConfig(Strict):
     def learning_metrics(self) -> list[str]:
         """The scores of the target: on its held-out data, then of its tasks."""
         names = [f"target/{metric}" for metric in self.target.metrics]
+        if self.target.samples is not None:
+            names += [f"target/{metric}" for metric in self.target.samples.metric_names()]
         return names + [name for task in self.target.tasks for name in task.metric_names()]
 
     def forgetting_metrics(self) -> list[str]:
@@ -300,7 +309,8 @@ class StudyConfig(Strict):
     def learning_metric(self) -> str:
         """The metric on the frontier's learning axis: a task where there is one."""
         tasks = [task.metric_names()[0] for task in self.target.tasks]
-        own = [f"target/{metric}" for metric in reversed(self.target.metrics)]
+        learned = [metric for metric in self.target.metrics if metric not in DRIFT]
+        own = [f"target/{metric}" for metric in reversed(learned)]
         return self.frontier.learning or [*tasks, *own][0]
 
     def forgetting_metric(self) -> str:
@@ -316,7 +326,15 @@ def _contradictions(study: StudyConfig) -> list[Mistake]:
     """Keys of a study that do not go together."""
     found = []
     data = study.target.data
+    if not set(study.target.metrics) - set(DRIFT):
+        reason = (
+            "kl and reverse_kl show no learning: give a metric that does, such as bits_per_byte"
+        )
+        found.append(Mistake(("target", "metrics"), reason))
     if study.regime == "cpt":
+        if study.target.samples is not None:
+            reason = "samples are answers to prompts: they are for regime ift"
+            found.append(Mistake(("target", "samples"), reason))
         if "exact_match" in study.target.metrics:
             reason = "exact_match needs prompts and responses: it is for regime ift"
             found.append(Mistake(("target", "metrics"), reason))

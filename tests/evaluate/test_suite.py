@@ -148,6 +148,30 @@ def test_without_a_self_probe_nothing_is_sampled(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("regime", ["cpt", "ift"])
+def test_drift_on_the_target_and_drawn_answers(regime, tmp_path):
+    metrics = ["kl", "reverse_kl", "bits_per_byte"]
+    target = {"data": {"from": "text", "path": "a"}, "metrics": metrics, "items": 5}
+    if regime == "ift":
+        target |= {"samples": {"count": 4, "pass_at": [2]}, "answer_tokens": 4}
+        target["data"] = {"from": "json", "path": "a"}
+    config = study(regime, target=target)
+    assert config.learning_metric() == "target/bits_per_byte"
+    suite = Suite.build(config, tokenizer(), prepared(regime), tmp_path)
+    suite.attach_base(Models(small(0)))
+    [of_base] = suite.score(Models(small(0)))
+    assert [items.metric for items in of_base] == config.metric_names()
+    [of_arm] = suite.score(Models(small(1)))
+    for metric in ("target/kl", "target/reverse_kl"):
+        place = config.metric_names().index(metric)
+        assert (of_base[place].value == 0).all()
+        assert (of_arm[place].value > 0).all()
+        bits = of_arm[config.metric_names().index("target/bits_per_byte")]
+        assert of_arm[place].ids == bits.ids
+    drawn = [name for name in config.metric_names() if "distinct" in name or "pass_at" in name]
+    assert len(drawn) == (4 if regime == "ift" else 0)
+
+
 def test_scoring_before_the_base_is_a_mistake(tmp_path):
     suite = Suite.build(study("cpt"), tokenizer(), prepared("cpt"), tmp_path)
     with pytest.raises(ValueError, match="attach_base"):

@@ -453,6 +453,26 @@ MISTAKES = [
         "line 6: target.metrics: exact_match needs prompts and responses: it is for regime ift",
     ),
     changed(
+        "drawn answers to running text",
+        "  data: {from: python-packages}",
+        "  data: {from: python-packages}\n  samples: {count: 10}",
+        "line 6: target.samples: samples are answers to prompts: they are for regime ift",
+    ),
+    changed(
+        "pass@k of too few answers",
+        "  data: {from: python-packages}",
+        "  data: {from: python-packages}\n  samples: {count: 10, pass_at: [1, 50]}",
+        "line 6: target.samples.pass_at[1]: pass@50 needs at least 50 answers, and count is 10: "
+        "raise count",
+    ),
+    changed(
+        "a target that shows no learning",
+        "  data: {from: python-packages}",
+        "  data: {from: python-packages}\n  metrics: [kl]",
+        "line 6: target.metrics: kl and reverse_kl show no learning: give a metric that does, such "
+        "as bits_per_byte",
+    ),
+    changed(
         "code without prompts for ift",
         "regime: cpt",
         "regime: ift",

@@ -74,8 +74,8 @@ class Answer:
         tokens: [T] int64, without the end-of-text token; with the token that completed a stop.
         text: the decoded tokens without special ones, cut before the first stop string.
         finish: why it ended; ``broken`` where the arm's logits are not numbers.
-        entropy: [T] nats of the next-token distribution (temperature 1) at each token, where it
-            was asked for.
+        entropy: nats of the next-token distribution (temperature 1) at each token drawn, an
+            end-of-text token included; None where it was not asked for.
     """
 
     tokens: NDArray[np.int64]

@@ -119,12 +119,12 @@ class Growing:
         if token < 0:
             self.finish = "broken"
             return
+        if entropy is not None:
+            self._entropy.append(entropy)
         if token in self._language.end_of_text:
             self.finish = "end"
             return
         self._tokens.append(token)
-        if entropy is not None:
-            self._entropy.append(entropy)
         if self._ends_line(token) or (watch and self._stops()):
             self.finish = "stop"
         elif len(self._tokens) == self._request.max_new_tokens:

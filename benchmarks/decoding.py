@@ -120,11 +120,10 @@ def peft_of(trainee: Trainee, shape: LlamaConfig) -> Any:
         value = own[name].detach()
         setattr(model.get_submodule(parent), last, torch.nn.Parameter(value, requires_grad=False))
     model.tie_weights()
-    rotary = type(model.model.rotary_emb)(shape).to(DEVICE)
-    model.model.rotary_emb = rotary
     settings = LoraConfig(
         r=RANK, lora_alpha=int(RANK * trainee.arms[0].gamma), target_modules="all-linear"
     )
+    model.model.rotary_emb = type(model.model.rotary_emb)(shape)  # not on the meta device
     peft = get_peft_model(model, settings, adapter_name="arm0")
     for index in range(1, len(trainee.arms)):
         peft.add_adapter(f"arm{index}", settings)
@@ -135,7 +134,10 @@ def peft_of(trainee: Trainee, shape: LlamaConfig) -> Any:
                 for part, factor in (("A", "lora_A"), ("B", "lora_B")):
                     target = getattr(modules[name], factor)[f"arm{arm}"].weight
                     target.data.copy_(flat.parameters[f"{name}.{part}"][place].T)
-    return peft.to(DEVICE, trainees.compute_type(DEVICE)).eval()
+    peft.to(DEVICE, trainees.compute_type(DEVICE)).eval()
+    # As from_pretrained leaves it: rotary frequencies in float32, which the cast above has rounded
+    model.model.rotary_emb = type(model.model.rotary_emb)(shape).to(DEVICE)
+    return peft
 
 
 def seconds(work: Callable[[], Any]) -> tuple[float, Any]:

@@ -28,6 +28,7 @@ from paretune.evaluate.decode.request import GenerationRequest
 from paretune.evaluate.decode.stops import Growing, Language
 from paretune.evaluate.generate import generate
 from paretune.model.load import load_model
+from paretune.model.slots.fuse import FusedNorm, fuse_norms
 from paretune.model.slots.model import SlotModel
 from paretune.model.trainee import frozen, full_arm, lora_cohort
 from paretune.study.arms import ArmConfig
@@ -269,3 +270,24 @@ def test_requests_of_like_length_share_slots():
     lengths = [100, 90, 51, 49, 30, 24, 10]
     requests = [GenerationRequest(np.ones(n - 5, np.int64), 5) for n in lengths]
     assert list(slots.classes(requests)) == [[0, 1, 2], [3, 4], [5], [6]]
+
+
+@pytest.mark.parametrize(
+    ("model", "exchanged"),
+    [
+        (Qwen3ForCausalLM(Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=8)), 9),
+        (Gemma2ForCausalLM(Gemma2Config(**SMALL, head_dim=8, num_key_value_heads=2)), 0),
+        (GPTNeoXForCausalLM(GPTNeoXConfig(**SMALL)), 0),
+    ],
+    ids=["root mean square", "with 1 added to its gain", "layer norm of torch"],
+)
+def test_norms_are_exchanged_only_where_a_trial_agrees(model, exchanged):
+    ids = torch.from_numpy(PROMPTS[2])[None]
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(getattr(module, "weight", None), torch.nn.Parameter):
+                module.weight.add_(0.1 * torch.randn(module.weight.shape))
+        before = model(input_ids=ids).logits
+        fuse_norms(model, torch.float32)
+        assert sum(isinstance(m, FusedNorm) for m in model.modules()) == exchanged
+        torch.testing.assert_close(model(input_ids=ids).logits, before, rtol=1e-4, atol=1e-5)

@@ -15,7 +15,7 @@ from paretune.model.slots.fuse import fuse_norms, rotary_in_one_kernel, rotary_m
 from paretune.model.slots.twin import Rows, twin
 
 # Tokens of the check, and how far its logits may lie from the model's own, in units of their spread
-CHECK_TOKENS, CHECK_PROMPT = 10, 8
+CHECK_TOKENS, CHECK_PROMPT = 10, 9
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15}
 
 
@@ -56,11 +56,15 @@ class SlotModel:
 
     @torch.no_grad()
     def prefill(
-        self, arm: int, prompts: Sequence[NDArray[np.int64]], rows: Sequence[Sequence[int]]
+        self,
+        arm: int | None,
+        prompts: Sequence[NDArray[np.int64]],
+        rows: Sequence[Sequence[int]],
     ) -> torch.Tensor:
-        """Run prompts of one arm and keep their cache; logits [N, V] after each of them.
+        """Run prompts and keep their cache; logits [N, V] after each of them.
 
         Args:
+            arm: whose prompts they are; None for equally many of each arm, arm-major.
             rows: for each prompt, the rows of the cache that go on from it.
         """
         width = max(len(prompt) for prompt in prompts)
@@ -115,7 +119,10 @@ class SlotModel:
             self._rotary = rotary_modules(self._model, self._dtype)
         try:
             prompt = tokens_S[:CHECK_PROMPT].numpy()
-            got = [torch.cat([self.prefill(k, [prompt], [[k]]) for k in range(self.count)])]
+            after = self.prefill(None, [prompt] * self.count, [[k] for k in range(self.count)])
+            # One arm's prompts take another way through the layers
+            last = self.count - 1
+            got = [torch.cat([after[:last], self.prefill(last, [prompt], [[last]])])]
             for token in tokens_S[CHECK_PROMPT:]:
                 got.append(self.step(token.to(self.device).expand(self.count)))
                 self.cache.length_R += 1

@@ -46,7 +46,7 @@ def regularisers(findings: Findings) -> alt.LayerChart | None:
     kinds: dict[str, list[Series]] = {}
     for one in findings.series:
         kinds.setdefault(_kind(one, least), []).append(one)
-    chosen = {kind: _most_learned(findings, members) for kind, members in kinds.items()}
+    chosen = {kind: most_learned(findings, members) for kind, members in kinds.items()}
     rows = _both_axes(findings, {key: kind for kind, key in chosen.items() if key})
     if rows.empty:
         return None
@@ -101,7 +101,7 @@ def targets(findings: Findings) -> alt.LayerChart | None:
             tried.setdefault((one.group, str(place)), []).append(one)
     if len({place for _, place in tried}) < 2:
         return None
-    chosen = {key: _most_learned(findings, members) for key, members in tried.items()}
+    chosen = {key: most_learned(findings, members) for key, members in tried.items()}
     rows = _both_axes(findings, {key: f"{g}|{p}" for (g, p), key in chosen.items() if key})
     if rows.empty:
         return None
@@ -150,7 +150,7 @@ def _kind(one: Series, least: tuple[float, float]) -> str:
     return ", ".join(parts)
 
 
-def _most_learned(findings: Findings, members: list[Series]) -> str | None:
+def most_learned(findings: Findings, members: list[Series]) -> str | None:
     """The series that learned most at the last budget that any of them reached."""
     best: dict[str, tuple[int, float]] = {}
     rows = findings.results

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from paretune.analyse.record import StudyRecord
 from paretune.report.ablation_charts import regularisers, targets
+from paretune.report.diversity_chart import diversity
 from paretune.report.findings import Findings
 from paretune.report.frontier_chart import frontier
 from paretune.report.line_charts import loss, over_rates, over_tokens
@@ -34,6 +35,7 @@ def figures(findings: Findings) -> dict[str, alt.LayerChart]:
     drawn |= {
         "ablation-regularisers": regularisers(findings),
         "ablation-targets": targets(findings),
+        "ablation-diversity": diversity(findings),
     }
     shown = {findings.learning, findings.main}
     for metric in (m for m in findings.record.metrics() if m not in shown):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 from synthetic_study import study
 
+from paretune.analyse.record import BASE
+from paretune.report.diversity_chart import diversity
 from paretune.report.figures import figures, specifications
 from paretune.report.findings import Findings
 from paretune.study.arms import ArmConfig
@@ -61,3 +64,32 @@ def test_targets_need_more_than_one_place() -> None:
         assert row["learned_low"] < row["learned"] < row["learned_high"]
     _, found = drawn([arm for arm in arms if arm.targets == "all"])
     assert "ablation-targets" not in found
+
+
+def test_diversity_counts_right_and_wrong_answers_of_the_base_and_of_each_method() -> None:
+    arms = [
+        ArmConfig(method="full", learning_rate=1e-3),
+        ArmConfig(method="lora", rank=16, learning_rate=1e-3),
+    ]
+    record = study(arms)
+    counts = {BASE: (6.0, 30.0), arms[0].id: (2.0, 8.0), arms[1].id: (4.0, 20.0)}
+    rows = [
+        (arm, 0 if arm == BASE else 200_000, metric, "target", "answers", True, value, 0.5, 64)
+        for arm, values in counts.items()
+        for metric, value in zip(
+            ("target/distinct_pass", "target/distinct_fail"), values, strict=True
+        )
+    ]
+    more = pd.DataFrame(rows, columns=record.scores.columns)
+    record.scores = pd.concat([record.scores, more], ignore_index=True)
+    (chart,) = specifications({"diversity": diversity(Findings.of(record))}).values()
+    drawn_rows = {(row["name"], row["answers"]): row["count"] for row in rows_of(chart)}
+    assert drawn_rows == {
+        ("base", "right"): 6.0,
+        ("base", "wrong"): 30.0,
+        ("full", "right"): 2.0,
+        ("full", "wrong"): 8.0,
+        ("lora r16", "right"): 4.0,
+        ("lora r16", "wrong"): 20.0,
+    }
+    assert diversity(Findings.of(study(arms))) is None

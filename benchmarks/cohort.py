@@ -8,13 +8,9 @@ if their losses differ. ``--tiny`` runs the same code at a toy shape on any devi
 
 from __future__ import annotations
 
-import sys
-
-# A script beside this one is called statistics, which hides the library's module from compilers
-sys.path.append(sys.path.pop(0))
-
 import argparse
 import json
+import sys
 import tempfile
 import time
 import traceback

@@ -7,11 +7,6 @@ Python, which LoRA arms then learn over the base as it is and over the rounded o
 
 from __future__ import annotations
 
-import sys
-
-# A script beside this one is called statistics, which hides the library's module from compilers
-sys.path.append(sys.path.pop(0))
-
 import gzip
 import json
 import math

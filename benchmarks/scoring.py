@@ -12,15 +12,11 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-# A script beside this one is called statistics, which hides the library's module from compilers
-sys.path.append(sys.path.pop(0))
 
 import torch
 from lm_eval.api.instance import Instance

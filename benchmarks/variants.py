@@ -7,11 +7,6 @@ and ours run in turn in this process. ``--tiny`` runs the same code at a toy sha
 
 from __future__ import annotations
 
-import sys
-
-# A script beside this one is called statistics, which hides the library's module from compilers
-sys.path.append(sys.path.pop(0))
-
 import argparse
 import json
 import tempfile

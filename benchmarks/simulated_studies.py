@@ -1,6 +1,6 @@
 """The statistics' claims, measured on simulated studies whose truth is known, and a back-test.
 
-Usage: python benchmarks/statistics.py [--studies N] [--ledger DIR ...]; writes
+Usage: python benchmarks/simulated_studies.py [--studies N] [--ledger DIR ...]; writes
 benchmarks/results/statistics.json. A few minutes on one core. --ledger adds the back-test of
 extrapolation on finished studies; the english-30m study is unpacked from docs/studies by default.
 """
@@ -8,7 +8,6 @@ extrapolation on finished studies; the english-30m study is unpacked from docs/s
 from __future__ import annotations
 
 import argparse
-import sys
 import tarfile
 import tempfile
 from collections.abc import Callable
@@ -16,21 +15,17 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-# This file has the name of a module of the standard library, which others import
-sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).parent]
-import numpy as np  # noqa: E402
+import numpy as np
+from measurements import row, write
 
-sys.path.append(str(Path(__file__).parent))
-from measurements import row, write  # noqa: E402
-
-from paretune.analyse.ahead import curves_of  # noqa: E402
-from paretune.analyse.claims.evidence import Evidence  # noqa: E402
-from paretune.analyse.curves import back_test  # noqa: E402
-from paretune.analyse.frontier import not_dominated  # noqa: E402
-from paretune.analyse.hypervolume import hypervolume  # noqa: E402
-from paretune.analyse.matched import forgetting_gap  # noqa: E402
-from paretune.analyse.pairs import Runs, run_variance, seeded_difference  # noqa: E402
-from paretune.analyse.statistics import (  # noqa: E402
+from paretune.analyse.ahead import curves_of
+from paretune.analyse.claims.evidence import Evidence
+from paretune.analyse.curves import back_test
+from paretune.analyse.frontier import not_dominated
+from paretune.analyse.hypervolume import hypervolume
+from paretune.analyse.matched import forgetting_gap
+from paretune.analyse.pairs import Runs, run_variance, seeded_difference
+from paretune.analyse.statistics import (
     Aligned,
     bootstrap_scores,
     centred,

@@ -61,8 +61,17 @@ def own_processes(at: str) -> None:
     linux.mount("proc", at, "proc", flags, "hidepid=2,subset=pid")
 
 
-def scratch(size: int) -> None:
-    """Mount an empty folder in memory, of at most ``size`` bytes, at SCRATCH and enter it."""
+def scratch(size: int, visible: Sequence[str]) -> None:
+    """Mount an empty folder in memory, of at most ``size`` bytes, at SCRATCH and enter it.
+
+    Of ``visible``, what lies below SCRATCH stays so: an environment may have been made there.
+    """
+    below = [path for path in visible if Path(path).is_relative_to(SCRATCH)]
+    opened = [(path, os.open(path, os.O_PATH)) for path in below]
     flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
     linux.mount("scratch", SCRATCH, "tmpfs", flags, f"size={size},nr_inodes=4096,mode=700")
+    for path, descriptor in opened:
+        os.makedirs(path)
+        linux.bind(f"/proc/self/fd/{descriptor}", path, read_only=True)
+        os.close(descriptor)
     os.chdir(SCRATCH)

@@ -252,7 +252,7 @@ def _confine_candidate(settings: dict[str, Any], limits: dict[str, Any]) -> None
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
     if walls == "namespaces":
         mounts.own_processes("/proc")
-        mounts.scratch(limits["disk_bytes"])
+        mounts.scratch(limits["disk_bytes"], settings["visible"])
     _silence()
     _limit(limits, processes=walls == "namespaces")
     if walls != "none":

@@ -57,6 +57,11 @@ def _headline(findings: Findings, pair: Matched) -> tuple[str, list[tuple[str, s
     if difference.value is None or pair.level is None:
         reason = (difference.reason or "").removeprefix("cannot be compared: ")
         return f"{sentence(a)} and {b} cannot be compared at equal learning: {reason}.", []
+    if pair.level <= 0:
+        learned = findings.frontiers[findings.main]["learning"].max()
+        who = "no arm" if learned <= 0 else "at least one of them never"
+        reason = f"{who} learned anything by {findings.words(findings.learning)}"
+        return f"{sentence(a)} and {b} cannot be compared at equal learning: {reason}.", []
     assert pair.forgetting_a is not None
     assert pair.forgetting_b is not None
     forgot = measure(findings, findings.main)

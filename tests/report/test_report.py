@@ -389,3 +389,18 @@ def test_studies_without_shared_metrics_are_told_apart(tmp_path: Path) -> None:
     assert differences(pair) == []
     pair[1] = Studied("two", Findings.of(nothing))
     assert "No arm has been scored yet" in Reader(compare_page(pair)).text
+
+
+def test_a_study_in_which_nothing_was_learned_compares_nothing() -> None:
+    arms = pocket_arms()
+    record = study(arms)
+    base = record.items("base", 0, "target/bits_per_byte")
+    read = record.items
+
+    def unlearned(arm: str, count: int, metric: str) -> pd.DataFrame:
+        return base.copy() if metric == "target/bits_per_byte" else read(arm, count, metric)
+
+    record.items = unlearned
+    shown = answer(Findings.of(record))
+    assert "no arm learned anything" in shown.headline
+    assert "forgot" not in shown.headline

@@ -36,6 +36,7 @@ from measurements import row, write
 from torch._dynamo.utils import counters
 
 from paretune.data.blocks import Blocks
+from paretune.model.regions import Compiler
 from paretune.model.trainee import Trainee, full_arm, lora_cohort
 from paretune.study.arms import ArmConfig
 from paretune.study.memory import Batch, cohort_bytes
@@ -82,7 +83,7 @@ def trainer_of(
     trainee.rows = batch
     trainer.fit_memory(shape_of(name))
     if backend:
-        trainer.runner = PieceRunner(trainee, backend=backend)
+        trainer.runner = PieceRunner(trainee, compiler=Compiler(backend))
         trainer._capacity = 0
     return trainer
 

@@ -15,7 +15,8 @@ from paretune.model.flat import Flat
 from paretune.model.layers import Layer
 from paretune.model.outputs import Output, Scale, finished
 from paretune.model.pissa import Anchor, LeadingVectors
-from paretune.model.product import Dropout, Term, adapted_product
+from paretune.model.product import Dropout, Term
+from paretune.model.product_operator import adapted_product
 from paretune.model.quantised import QuantisedLinear
 from paretune.study.arms import ArmConfig
 
@@ -62,6 +63,7 @@ class Bank:
         self.flat = Flat(positions, shapes, arm_axis=True, device=device, copied=copied)
         self.first_arm = first_arm
         self.gamma_K11 = torch.tensor([a.gamma for a in arms], device=device)[:, None, None]
+        self._minus_K11 = -self.gamma_K11
         self._gamma = arms[0].gamma if len({a.gamma for a in arms}) == 1 else 0.0
         self.drops = any(a.lora_dropout for a in arms)
         self._rate_K = torch.tensor([a.lora_dropout or 0.0 for a in arms], device=device)
@@ -113,7 +115,7 @@ class Bank:
         )
         if self.anchor is None:
             return [term]
-        return [term, self.anchor.term(name, self.gamma_K11, self._gamma, self.first_arm)]
+        return [term, self.anchor.term(name, self._minus_K11, -self._gamma, self.first_arm)]
 
     def scale(self, name: str, *, drops: bool) -> Scale:
         """The factor of this bank's arms on a layer's outputs: DoRA's, or 1."""
@@ -220,7 +222,7 @@ class AdaptedLinear(torch.nn.Module):
 
     def matrix(self) -> torch.Tensor:
         """The frozen matrix [d_out, d_in] that products are computed with."""
-        return self.weight.detach()
+        return self.weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[K * B, ..., d_in] -> [K * B, ..., d_out], in the type of the frozen weight."""

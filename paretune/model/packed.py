@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from paretune.model.asked import asked_of_hidden, asked_of_logits, put
-from paretune.model.compilation import Regions
+from paretune.model.regions import Regions
 from paretune.model.tree import BLOCK, TREE, TreeRow, block_mask, dense_mask
 
 # Agreement of logits, relative to their spread, that a tree must keep with plain rows

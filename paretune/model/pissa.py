@@ -100,8 +100,12 @@ class Anchor:
             value[row].copy_(tensors[name])
             self._casts[name][row].copy_(tensors[name])
 
-    def term(self, name: str, gamma_K11: torch.Tensor, gamma: float, first_arm: int) -> Term:
-        """The subtraction in one layer; like the base itself it sees no dropout."""
+    def term(self, name: str, minus_K11: torch.Tensor, minus: float, first_arm: int) -> Term:
+        """The subtraction in one layer; like the base itself it sees no dropout.
+
+        Args:
+            minus_K11, minus: the arms' gamma, negative; the same tensor for all layers.
+        """
         A, B = self.tensors[f"{name}.A0"], self.tensors[f"{name}.B0"]
         casts = self._casts[f"{name}.A0"], self._casts[f"{name}.B0"]
-        return Term(A, B, *casts, -gamma_K11, -gamma, first_arm)
+        return Term(A, B, *casts, minus_K11, minus, first_arm)

@@ -1,13 +1,16 @@
-"""The product of a frozen matrix plus the low-rank updates of several arms, with its gradient.
+"""Products of frozen matrices plus the low-rank updates of several arms, with their gradient.
 
 Written out because autograd's own version slices, concatenates and casts every activation several
-times, which costs more than the products. It has two doors: an autograd function for eager code,
-and operators for compiled code, where the compiler sees one node and fuses what lies around it.
+times, which costs more than the products. Here is the arithmetic, and an autograd function for
+eager code; compiled code enters by ``product_operator``.
+
+Matrices that take the same input (an attention's queries, keys and values) can be one product: then
+the small factors stand side by side, and the input is read once for all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -52,40 +55,100 @@ class Term(NamedTuple):
     dropout: Dropout | None = None
 
 
-def adapted_product(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    count: int,
-    terms: Sequence[Term],
-) -> torch.Tensor:
-    """x W0^T + bias, plus every term on its arms' rows: [K * B, ..., d_in] -> [..., d_out].
+class Products(NamedTuple):
+    """What frozen matrices and their terms give for one input.
+
+    Attributes:
+        weights: W0 of each matrix, [d_out, d_in].
+        biases: of each matrix, or none at all.
+        terms: of each matrix. Those of several matrices agree: the same banks in the same order.
+    """
+
+    weights: Sequence[torch.Tensor]
+    biases: Sequence[torch.Tensor]
+    terms: Sequence[Sequence[Term]]
+
+    @property
+    def banks(self) -> Iterator[Sequence[Term]]:
+        """Each bank's terms, one a matrix."""
+        return zip(*self.terms, strict=True)
+
+
+def forward(
+    x: torch.Tensor, products: Products, count: int
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Every product [K * B, ..., d_out], and each bank's x_k A_k (scaled by gamma), side by side.
 
     Args:
+        x: [K * B, ..., d_in].
         count: K, the arms folded into the first axis of ``x``.
     """
-    x = x.to(weight.dtype)
-    trained = [factor for term in terms for factor in (term.A, term.B)]
-    if torch.compiler.is_compiling():
-        return _compiled(x, weight, bias, count, terms, trained)
-    product: torch.Tensor = _AdaptedProduct.apply(  # type: ignore[no-untyped-call]
-        x, weight, bias, count, terms, *trained
-    )
-    return product
-
-
-def _forward(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    count: int,
-    terms: Sequence[Term],
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The product, and x_k A_k of each term (scaled by gamma)."""
     x_KND = x.reshape(count, -1, x.shape[-1])
-    hidden = [_scaled_bmm(_dropped(x_KND[_rows(term)], term), term.A_cast, term) for term in terms]
-    factors = [(h, term.B_cast) for h, term in zip(hidden, terms, strict=True)]
-    return _plus_frozen(x, weight.T, bias, count, terms, factors), hidden
+    hidden: list[torch.Tensor] = []
+    for bank in products.banks:
+        own, first = x_KND[_rows(bank[0])], bank[0]
+        if first.dropout is None:
+            hidden.append(_scaled_bmm(own, _beside([term.A_cast for term in bank]), first))
+        else:
+            parts = [_scaled_bmm(_dropped(own, term), term.A_cast, term) for term in bank]
+            hidden.append(_beside(parts))
+    apart = [_apart(h_KNr, bank) for h_KNr, bank in zip(hidden, products.banks, strict=True)]
+    ys = []
+    for j, (weight, terms) in enumerate(zip(products.weights, products.terms, strict=True)):
+        factors = [(parts[j], term.B_cast) for parts, term in zip(apart, terms, strict=True)]
+        bias = products.biases[j] if products.biases else None
+        ys.append(_plus_frozen(x, weight.T, bias, count, terms, factors))
+    return ys, hidden
+
+
+def backward(
+    grads: Sequence[torch.Tensor],
+    x: torch.Tensor,
+    products: Products,
+    hidden: Sequence[torch.Tensor],
+    count: int,
+    *,
+    needs_x: bool,
+) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+    """Gradients of x (in its type), and of A and B of each matrix's terms (float32).
+
+    Args:
+        grads: of every product.
+        hidden: what :func:`forward` gave.
+    """
+    gs = [grad.reshape(count, -1, grad.shape[-1]) for grad in grads]
+    x_KND = x.reshape(count, -1, x.shape[-1])
+    of_factors: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
+    plain: list[tuple[Term, torch.Tensor, torch.Tensor]] = []
+    dropped: list[tuple[Term, torch.Tensor]] = []
+    for bank, h_KNr in zip(products.banks, hidden, strict=True):
+        rows = _rows(bank[0])
+        own = [g_KNO[rows] for g_KNO in gs]
+        parts = [_scaled_bmm(g, term.B_cast.mT, term) for g, term in zip(own, bank, strict=True)]
+        if bank[0].dropout is None:
+            grad_h = _beside(parts)
+            of_A = _apart(_float32_bmm(x_KND[rows].mT, grad_h), bank)
+            plain.append((bank[0], grad_h, _beside([term.A_cast for term in bank])))
+        else:
+            of_A = [
+                _float32_bmm(_dropped(x_KND[rows], term).mT, part)
+                for term, part in zip(bank, parts, strict=True)
+            ]
+            dropped += zip(bank, parts, strict=True)
+        of_B = [_float32_bmm(h.mT, g) for h, g in zip(_apart(h_KNr, bank), own, strict=True)]
+        of_factors.append(list(zip(of_A, of_B, strict=True)))
+    trained = [each for matrix in zip(*of_factors, strict=True) for pair in matrix for each in pair]
+    if not needs_x:
+        return None, trained
+    factors = [(grad_h, A.mT) for _, grad_h, A in plain]
+    first, *others = zip(grads, products.weights, strict=True)
+    grad_x = _plus_frozen(*first, None, count, [term for term, _, _ in plain], factors)
+    for grad, weight in others:
+        grad_x.view(-1, x.shape[-1]).addmm_(grad.reshape(-1, grad.shape[-1]), weight)
+    for term, grad_h in dropped:
+        part = grad_x.view(count, -1, x.shape[-1])[_rows(term)]
+        part.add_(_dropped(torch.bmm(grad_h, term.A_cast.mT), term))
+    return grad_x, trained
 
 
 def _plus_frozen(
@@ -121,41 +184,18 @@ def _plus_frozen(
     return y if bias is None else y.add_(bias)
 
 
-def _backward(
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    count: int,
-    terms: Sequence[Term],
-    hidden: Sequence[torch.Tensor],
-    *,
-    needs_x: bool,
-) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-    """Gradients of x (in its type) and of each A and B (float32)."""
-    g_KNO = grad.reshape(count, -1, grad.shape[-1])
-    x_KND = x.reshape(count, -1, x.shape[-1])
-    grads: list[torch.Tensor] = []
-    factors: list[tuple[Term, torch.Tensor]] = []
-    dropped: list[tuple[Term, torch.Tensor]] = []
-    for term, h_KNr in zip(terms, hidden, strict=True):
-        rows = _rows(term)
-        g = g_KNO[rows]
-        grad_h = _scaled_bmm(g, term.B_cast.mT, term)
-        grads.append(_float32_bmm(_dropped(x_KND[rows], term).mT, grad_h))
-        grads.append(_float32_bmm(h_KNr.mT, g))
-        (factors if term.dropout is None else dropped).append((term, grad_h))
-    if not needs_x:
-        return None, grads
-    plain = [(grad_h, term.A_cast.mT) for term, grad_h in factors]
-    grad_x = _plus_frozen(grad, weight, None, count, [term for term, _ in factors], plain)
-    for term, grad_h in dropped:
-        part = grad_x.view(count, -1, grad_x.shape[-1])[_rows(term)]
-        part.add_(_dropped(torch.bmm(grad_h, term.A_cast.mT), term))
-    return grad_x, grads
-
-
 def _rows(term: Term) -> slice:
     return slice(term.first_arm, term.first_arm + term.gamma_K11.shape[0])
+
+
+def _beside(factors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Factors that end in their rank, as one."""
+    return factors[0] if len(factors) == 1 else torch.cat(list(factors), dim=-1)
+
+
+def _apart(beside: torch.Tensor, bank: Sequence[Term]) -> list[torch.Tensor]:
+    """The other way: a view for each matrix."""
+    return list(torch.split(beside, [term.A_cast.shape[-1] for term in bank], dim=-1))
 
 
 def _scaled_bmm(a: torch.Tensor, b: torch.Tensor, term: Term) -> torch.Tensor:
@@ -180,8 +220,8 @@ def _float32_bmm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.bmm(a, b).float()
 
 
-class _AdaptedProduct(torch.autograd.Function):
-    """The product in eager code."""
+class EagerProduct(torch.autograd.Function):
+    """One matrix's product in eager code."""
 
     @staticmethod
     def forward(
@@ -193,7 +233,8 @@ class _AdaptedProduct(torch.autograd.Function):
         terms: Sequence[Term],
         *trained: torch.Tensor,
     ) -> torch.Tensor:
-        y, hidden = _forward(x, weight, bias, count, terms)
+        own = Products([weight], [] if bias is None else [bias], [terms])
+        (y,), hidden = forward(x, own, count)
         ctx.save_for_backward(x, weight, *hidden)
         ctx.count, ctx.terms = count, terms
         return y
@@ -201,184 +242,9 @@ class _AdaptedProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
         x, weight, *hidden = ctx.saved_tensors
-        grad_x, grads = _backward(
-            grad.to(weight.dtype),
-            x,
-            weight,
-            ctx.count,
-            ctx.terms,
-            hidden,
-            needs_x=ctx.needs_input_grad[0],
+        own = Products([weight], [], [ctx.terms])
+        needs_x = ctx.needs_input_grad[0]
+        grad_x, grads = backward(
+            [grad.to(weight.dtype)], x, own, hidden, ctx.count, needs_x=needs_x
         )
         return grad_x, None, None, None, None, *grads
-
-
-# Operators take flat lists. Factors are passed twice: as float32 leaves, to which the gradients go,
-# and as the casts that are multiplied. A term without dropout has empty keys.
-
-
-def _compiled(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    count: int,
-    terms: Sequence[Term],
-    trained: list[torch.Tensor],
-) -> torch.Tensor:
-    casts = [factor for term in terms for factor in (term.A_cast, term.B_cast)]
-    gammas = [term.gamma_K11 for term in terms]
-    dropouts: list[torch.Tensor] = []
-    for term in terms:
-        if term.dropout is not None:
-            dropouts += list(term.dropout)
-    numbers = [term.gamma for term in terms]
-    firsts = [term.first_arm for term in terms]
-    drops = [term.dropout is not None for term in terms]
-    y, _ = torch.ops.paretune.adapted_product(
-        x, weight, bias, trained, casts, gammas, dropouts, numbers, firsts, drops, count
-    )
-    return y  # type: ignore[no-any-return]
-
-
-def _terms(
-    casts: Sequence[torch.Tensor],
-    gammas: Sequence[torch.Tensor],
-    dropouts: Sequence[torch.Tensor],
-    numbers: Sequence[float],
-    firsts: Sequence[int],
-    drops: Sequence[bool],
-) -> list[Term]:
-    terms = []
-    left = list(dropouts)
-    for i, gamma in enumerate(gammas):
-        A, B = casts[2 * i], casts[2 * i + 1]
-        dropout = None
-        if drops[i]:
-            dropout, left = Dropout(*left[:3]), left[3:]
-        terms.append(Term(A, B, A, B, gamma, numbers[i], firsts[i], dropout))
-    return terms
-
-
-def _hidden_sizes(x: torch.Tensor, casts: Sequence[torch.Tensor], count: int) -> list[int]:
-    vectors = x.numel() // x.shape[-1] // count
-    return [A.shape[0] * vectors * A.shape[2] for A in casts[::2]]
-
-
-_LISTS = (
-    "Tensor[] casts, Tensor[] gammas, Tensor[] dropouts, "
-    "float[] numbers, int[] firsts, bool[] drops, int count"
-)
-_OPERATORS: Any = torch.library.Library("paretune", "DEF")  # type: ignore[no-untyped-call]
-_OPERATORS.define(
-    f"adapted_product(Tensor x, Tensor weight, Tensor? bias, Tensor[] trained, {_LISTS})"
-    " -> (Tensor, Tensor)"
-)
-_OPERATORS.define(
-    "adapted_product_backward(Tensor grad, Tensor x, Tensor weight, Tensor hidden, bool needs_x, "
-    f"{_LISTS}) -> (Tensor, Tensor)"
-)
-
-
-@torch.library.impl(_OPERATORS, "adapted_product", "CompositeExplicitAutograd")
-def _product_operator(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    trained: list[torch.Tensor],
-    casts: list[torch.Tensor],
-    gammas: list[torch.Tensor],
-    dropouts: list[torch.Tensor],
-    numbers: list[float],
-    firsts: list[int],
-    drops: list[bool],
-    count: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    terms = _terms(casts, gammas, dropouts, numbers, firsts, drops)
-    y, hidden = _forward(x, weight, bias, count, terms)
-    return y, torch.cat([h.flatten() for h in hidden]) if len(hidden) > 1 else hidden[0].flatten()
-
-
-def _product_fake(
-    x: torch.Tensor, weight: torch.Tensor, bias: Any, trained: Any, casts: Any, *rest: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
-    y = x.new_empty(*x.shape[:-1], weight.shape[0])
-    return y, x.new_empty(sum(_hidden_sizes(x, casts, rest[-1])))
-
-
-@torch.library.impl(_OPERATORS, "adapted_product_backward", "CompositeExplicitAutograd")
-def _backward_operator(
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    hidden: torch.Tensor,
-    needs_x: bool,
-    casts: list[torch.Tensor],
-    gammas: list[torch.Tensor],
-    dropouts: list[torch.Tensor],
-    numbers: list[float],
-    firsts: list[int],
-    drops: list[bool],
-    count: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    terms = _terms(casts, gammas, dropouts, numbers, firsts, drops)
-    sizes = _hidden_sizes(x, casts, count)
-    shaped = [
-        h.view(term.A.shape[0], -1, term.A.shape[2])
-        for h, term in zip(torch.split(hidden, sizes), terms, strict=True)
-    ]
-    grad_x, grads = _backward(
-        grad.to(weight.dtype), x, weight, count, terms, shaped, needs_x=needs_x
-    )
-    nothing = x.new_empty(0)
-    return nothing if grad_x is None else grad_x, torch.cat([g.flatten() for g in grads])
-
-
-def _backward_fake(
-    grad: torch.Tensor, x: torch.Tensor, weight: Any, hidden: Any, needs_x: bool, *rest: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
-    casts: list[torch.Tensor] = rest[0]
-    total = sum(factor.numel() for factor in casts)
-    return (
-        torch.empty_like(x, memory_format=torch.contiguous_format) if needs_x else x.new_empty(0),
-        x.new_empty(total, dtype=torch.float32),
-    )
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    x, weight, _, _, *lists = inputs
-    casts, gammas, dropouts, ctx.numbers, ctx.firsts, ctx.drops, ctx.count = lists
-    ctx.sizes = len(casts), len(gammas)
-    ctx.needs_x = ctx.needs_input_grad[0]
-    ctx.save_for_backward(x, weight, output[1], *casts, *gammas, *dropouts)
-
-
-def _differentiate(ctx: Any, grad: torch.Tensor, _: Any) -> tuple[Any, ...]:
-    x, weight, hidden, *lists = ctx.saved_tensors
-    n_casts, n_gammas = ctx.sizes
-    casts, gammas = lists[:n_casts], lists[n_casts : n_casts + n_gammas]
-    dropouts = lists[n_casts + n_gammas :]
-    grad_x, flat = torch.ops.paretune.adapted_product_backward(
-        grad,
-        x,
-        weight,
-        hidden,
-        ctx.needs_x,
-        casts,
-        gammas,
-        dropouts,
-        ctx.numbers,
-        ctx.firsts,
-        ctx.drops,
-        ctx.count,
-    )
-    pieces = flat.split([factor.numel() for factor in casts])
-    grads = [piece.view(factor.shape) for piece, factor in zip(pieces, casts, strict=True)]
-    nothing: list[list[None]] = [[None] * len(each) for each in (casts, gammas, dropouts)]
-    return (grad_x if ctx.needs_x else None, None, None, grads, *nothing, None, None, None, None)
-
-
-torch.library.register_fake("paretune::adapted_product", _product_fake, lib=_OPERATORS)
-torch.library.register_fake("paretune::adapted_product_backward", _backward_fake, lib=_OPERATORS)
-torch.library.register_autograd(
-    "paretune::adapted_product", _differentiate, setup_context=_keep, lib=_OPERATORS
-)

@@ -11,8 +11,8 @@ import torch
 
 from paretune.data.blocks import Batch
 from paretune.model.attention import attending, can_attend, segment_bounds
-from paretune.model.compilation import Regions
 from paretune.model.passes import Pass
+from paretune.model.regions import Compiler, Regions
 from paretune.model.trainee import Head, Trainee
 from paretune.train.loss import arm_losses, next_tokens
 from paretune.train.optim import put
@@ -93,25 +93,27 @@ class PieceRunner:
     as one CUDA graph, so that small bases do not wait for kernel launches.
 
     Args:
-        backend: compiler of the model's blocks, or ``none``. By default ``inductor`` on a GPU,
-            unless an arm has attention dropout, whose random numbers are drawn for each piece.
+        compiler: of the model's blocks. By default ``inductor`` on a GPU, unless an arm has
+            attention dropout, whose random numbers are drawn for each piece; none on a CPU.
         graphs: replay CUDA graphs; by default where blocks are compiled.
     """
 
     def __init__(
-        self, trainee: Trainee, *, backend: str | None = None, graphs: bool | None = None
+        self, trainee: Trainee, *, compiler: Compiler | None = None, graphs: bool | None = None
     ) -> None:
         cuda = trainee.device.type == "cuda"
         draws = any(arm.attention_dropout for arm in trainee.arms)
         self.trainee = trainee
         plain = not draws and trainee.base.quantise is None
-        backend = backend or ("inductor" if cuda and plain else "none")
+        compiler = compiler or Compiler("inductor" if cuda and plain else "none")
         with trainee.trying() as arms, trainee.autocast():
-            self.attends = backend != "none" and can_attend(trainee.model, trainee.device, arms)
+            self.attends = compiler.backend != "none" and can_attend(
+                trainee.model, trainee.device, arms
+            )
         # transformers makes masks while a graph is captured, unless the attention wants none
         self.graphs = cuda and self.attends if graphs is None else graphs
         self._linear_head = trainee.head_is_linear
-        self._regions = Regions(trainee.model, backend)
+        self._regions = Regions(trainee.model, compiler)
         # Graphs cannot be captured on the default stream, nor autograd's nodes change streams
         self._stream = torch.cuda.Stream(trainee.device) if cuda else None  # type: ignore[no-untyped-call]
         self._graphs: dict[tuple[Any, ...], _Graph] = {}

@@ -23,6 +23,7 @@ from paretune.data.blocks import Blocks
 from paretune.data.blocks import positions as positions_of
 from paretune.model.attention import attending, block_diagonal, can_attend, segment_bounds
 from paretune.model.compilation import repeated_blocks
+from paretune.model.regions import Compiler
 from paretune.model.trainee import Trainee, full_arm, lora_cohort
 from paretune.study.config import Base
 from paretune.train.piece import PieceRunner
@@ -40,7 +41,7 @@ MIXED = [
 def losses(trainee: Trainee, blocks: Blocks, backend: str, steps: int) -> np.ndarray:
     """Every step's loss of every arm."""
     trainer = Trainer(trainee, blocks, BATCH)
-    trainer.runner = PieceRunner(trainee, backend=backend)
+    trainer.runner = PieceRunner(trainee, compiler=Compiler(backend))
     span = Span(BATCH * blocks.block_length, blocks.count // BATCH)
     schedules = [resolve(a.schedule, span, total=steps, warmup_total=steps) for a in trainee.arms]
     for t in range(steps):

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, get_scheduler
 from paretune.data.blocks import Blocks
 from paretune.data.order import rows_for_step
 from paretune.model.full_cohort import full_cohort
+from paretune.model.regions import Compiler
 from paretune.study.config import Base
 from paretune.study.memory import SHARE, Batch, Machine, ModelShape, Workload, cohort_bytes
 from paretune.study.plan import SMALL_BASE, cohorts
@@ -107,7 +108,7 @@ def test_compiled_full_cohort_equals_eager_and_is_compiled_once(
 
     def losses(backend: str) -> np.ndarray:
         trainer = Trainer(full_cohort(tiny_base, arms, CPU, arms_per_pass=3), text_blocks, BATCH)
-        trainer.runner = PieceRunner(trainer.trainee, backend=backend)
+        trainer.runner = PieceRunner(trainer.trainee, compiler=Compiler(backend))
         span = Span(BATCH * text_blocks.block_length, text_blocks.count // BATCH)
         schedules = [resolve(a.schedule, span, total=5, warmup_total=5) for a in arms]
         for t in range(5):

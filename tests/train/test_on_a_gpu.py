@@ -10,6 +10,7 @@ from train_helpers import BATCH, lora
 from paretune.data.blocks import Blocks
 from paretune.model.attention import attend, block_diagonal, segment_bounds
 from paretune.model.load import load_shape
+from paretune.model.regions import Compiler
 from paretune.model.shape import model_shape
 from paretune.model.trainee import lora_cohort
 from paretune.study.config import Base
@@ -35,7 +36,7 @@ def losses(base: Base, blocks: Blocks, steps: int, **settings: object) -> np.nda
 
 
 def test_replayed_graphs_equal_eager_code(tiny_base: Base, text_blocks: Blocks) -> None:
-    eager = losses(tiny_base, text_blocks, 8, backend="none")
+    eager = losses(tiny_base, text_blocks, 8, compiler=Compiler("none"))
     np.testing.assert_allclose(losses(tiny_base, text_blocks, 8), eager, rtol=2e-2)
 
 

@@ -21,6 +21,7 @@ from paretune.model.dropout import key, scaled_masks
 from paretune.model.export import merge, save_adapter
 from paretune.model.layers import linear_layers
 from paretune.model.load import location
+from paretune.model.regions import Compiler
 from paretune.model.trainee import lora_cohort
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
@@ -309,7 +310,7 @@ def test_compiled_variants_equal_eager_and_are_compiled_once(
 
     def losses(backend: str) -> np.ndarray:
         trainer = Trainer(lora_cohort(tiny_base, arms, CPU, arms_per_pass=4), text_blocks, BATCH)
-        trainer.runner = PieceRunner(trainer.trainee, backend=backend)
+        trainer.runner = PieceRunner(trainer.trainee, compiler=Compiler(backend))
         go_on(trainer, 0, 4)
         return np.array([[row["loss"] for row in rows] for rows in trainer.curve()])
 

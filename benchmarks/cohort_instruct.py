@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from claims import DEVICE, wait
 from cohort_models import random_model
-from cohort_peers import Timing, wait
+from cohort_peers import Timing
 
 from paretune.data.blocks import Blocks
 from paretune.data.pack import pack_pairs
@@ -59,7 +60,6 @@ def trl_loop(
     batch: int,
     rank: int,
     rate: float,
-    device: torch.device,
     folder: Path,
     warm: int,
     steps: int,
@@ -76,7 +76,7 @@ def trl_loop(
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    cuda = device.type == "cuda"
+    cuda = DEVICE.type == "cuda"
     rows = []
     for prompt, response in encode_pairs(chosen, tokens, "plain"):
         if len(prompt) + len(response) <= length:
@@ -89,7 +89,7 @@ def trl_loop(
     class Clock(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
             if len(times) in (warm - 1, warm + steps - 1):
-                wait(device)
+                wait()
             times.append(time.perf_counter())
 
     settings = SFTConfig(
@@ -112,7 +112,7 @@ def trl_loop(
         seed=0,
     )
     trainer = SFTTrainer(
-        model=random_model(shape, dtype, device),
+        model=random_model(shape, dtype, DEVICE),
         args=settings,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokens,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -121,11 +120,3 @@ def shape_of(name: str) -> ModelShape:
     """A shape as the memory and time model reads it."""
     with torch.device("meta"):
         return model_shape(LlamaForCausalLM(config(name)))
-
-
-def clear(device: torch.device) -> None:
-    """Forget what is no longer used, and start counting peaks anew."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()

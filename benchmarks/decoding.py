@@ -1,28 +1,25 @@
 """Decoding on one GPU: four LoRA arms against PEFT's generate, and the samples of HumanEval.
 
-Usage: python benchmarks/decoding.py [--humaneval FILE], on a machine with a GPU; its rows go to
-benchmarks/results/scoring.json. Random weights at the shapes of Llama-3.2-1B and Llama-2-7B, both
-sides on the same ones; greedy answers that no token ends. FILE is HumanEval's test set (JSON
-lines): its prompts' lengths are used, at 3.3 characters a token.
+Usage: python benchmarks/decoding.py [--rows a,b] [--tiny] [--results DIR] [--shared DIR], on a
+machine with a GPU; writes rows of scoring.json. Random weights at the shapes of Llama-3.2-1B and
+Llama-2-7B, both sides on the same ones; greedy answers that no token ends. Of HumanEval's test set
+the prompts' lengths are used, at 3.3 characters a token.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import copy
-import functools
-import gc
 import gzip
 import json
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from measurements import row, write
+from claims import CARD, DEVICE, Claims, wait
+from cohort_models import config, loading, lora
+from measurements import row
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -30,33 +27,10 @@ import paretune.model.trainee as trainees
 from paretune.evaluate.decode.request import GenerationRequest
 from paretune.evaluate.generate import generate
 from paretune.model.trainee import Trainee, lora_cohort
-from paretune.study.arms import ArmConfig
-from paretune.study.config import Base
 
-DEVICE = torch.device("cuda")
-ROWS, PROMPT, NEW, ARMS, RANK = 64, 512, 128, 4, 16
-SHAPES = {
-    "1B": LlamaConfig(
-        vocab_size=128256,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=16,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=64,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-    ),
-    "7B": LlamaConfig(
-        vocab_size=32000,
-        hidden_size=4096,
-        intermediate_size=11008,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        max_position_embeddings=4096,
-    ),
-}
-GOALS = {"1B": 12.0, "7B": 6.0}
+CLAIMS = Claims("scoring")
+Rows = Iterator[dict[str, Any]]
+ARMS, RANK = 4, 16
 NO_END = [10**9]
 
 
@@ -70,36 +44,16 @@ class NoText:
         return ""
 
 
-@contextlib.contextmanager
-def weights(shape: LlamaConfig) -> Iterator[None]:
-    """Context in which a base is random weights, made on the GPU (7B are slow to draw or read)."""
-
-    def made(*_: Any, **__: Any) -> torch.nn.Module:
-        torch.manual_seed(0)
-        torch.set_default_dtype(trainees.compute_type(DEVICE))
-        with torch.device(DEVICE):
-            model = LlamaForCausalLM(shape)
-        torch.set_default_dtype(torch.float32)
-        return model.requires_grad_(False).eval()
-
-    original = trainees.load_model
-    trainees.load_model = made
-    try:
-        yield
-    finally:
-        trainees.load_model = original
+def sizes() -> tuple[int, int, int]:
+    """Rows, tokens of a prompt, and new tokens."""
+    return (4, 16, 8) if CLAIMS.tiny else (64, 512, 128)
 
 
-def cohort(shape: LlamaConfig, arms: int) -> Trainee:
+def cohort(shape: str, arms: int) -> Trainee:
     """LoRA arms that have drifted from their random base."""
-    configs = [
-        ArmConfig.model_validate(
-            {"method": "lora", "rank": RANK, "seed": seed, "learning_rate": 1e-4}
-        )
-        for seed in range(arms)
-    ]
-    with weights(shape):
-        trainee = lora_cohort(Base(name="random"), configs, DEVICE, arms_per_pass=arms)
+    configs = [lora(RANK, 1e-4, seed=seed) for seed in range(arms)]
+    with loading(shape, DEVICE) as base:
+        trainee = lora_cohort(base, configs, DEVICE, arms_per_pass=arms)
     for flat in trainee.flats:
         for name, parameter in flat.parameters.items():
             if name.endswith(".B"):
@@ -142,21 +96,21 @@ def peft_of(trainee: Trainee, shape: LlamaConfig) -> Any:
 
 def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
     """Wall time of a call, with the device waited for."""
-    torch.cuda.synchronize()
+    wait()
     started = time.perf_counter()
     result = work()
-    torch.cuda.synchronize()
+    wait()
     return time.perf_counter() - started, result
 
 
 def prompts(shape: LlamaConfig) -> np.ndarray:
-    """Random prompts [ROWS, PROMPT]."""
-    return np.random.default_rng(0).integers(0, shape.vocab_size, (ROWS, PROMPT))
+    """Random prompts, a row each."""
+    return np.random.default_rng(0).integers(0, shape.vocab_size, sizes()[:2])
 
 
 def ours(trainee: Trainee, shape: LlamaConfig) -> tuple[float, float, Any]:
     """Seconds of the first and of a second generation, and the answers."""
-    requests = [GenerationRequest(prompt, NEW) for prompt in prompts(shape)]
+    requests = [GenerationRequest(prompt, sizes()[2]) for prompt in prompts(shape)]
 
     def work() -> Any:
         return generate(trainee.view(trainee.passes[0]), requests, NoText(), end_of_text=NO_END)
@@ -169,6 +123,7 @@ def ours(trainee: Trainee, shape: LlamaConfig) -> tuple[float, float, Any]:
 def peers(peft: Any, shape: LlamaConfig, arms: int) -> tuple[float, list[torch.Tensor]]:
     """Seconds of PEFT's generate for all arms in turn, and its answers."""
     ids = torch.from_numpy(prompts(shape)).to(DEVICE)
+    _, length, new = sizes()
 
     def work() -> list[torch.Tensor]:
         found = []
@@ -179,10 +134,10 @@ def peers(peft: Any, shape: LlamaConfig, arms: int) -> tuple[float, list[torch.T
                     input_ids=ids,
                     attention_mask=torch.ones_like(ids),
                     do_sample=False,
-                    max_new_tokens=NEW,
-                    min_new_tokens=NEW,
+                    max_new_tokens=new,
+                    min_new_tokens=new,
                     pad_token_id=0,
-                )[:, PROMPT:].cpu()
+                )[:, length:].cpu()
             )
         return found
 
@@ -200,12 +155,13 @@ def peers(peft: Any, shape: LlamaConfig, arms: int) -> tuple[float, list[torch.T
 def agreement(answers: Any, peer: list[torch.Tensor]) -> tuple[float, float]:
     """Shares of first tokens, and of all tokens up to the first difference, that are equal."""
     first, common = [], []
+    new = sizes()[2]
     for of_arm, other in zip(answers, peer, strict=False):
         for [answer], tokens in zip(of_arm, other.numpy(), strict=True):
             same = answer.tokens == tokens
             first.append(bool(same[0]))
-            common.append(NEW if same.all() else int(same.argmin()))
-    return float(np.mean(first)), float(np.mean(common)) / NEW
+            common.append(new if same.all() else int(same.argmin()))
+    return float(np.mean(first)), float(np.mean(common)) / new
 
 
 @torch.no_grad()
@@ -216,7 +172,7 @@ def logit_errors(trainee: Trainee, peft: Any, shape: LlamaConfig) -> tuple[float
     """
     ids = prompts(shape)[:8]
     model = trainee.view(trainee.passes[0]).slot_model()
-    model.allocate(len(ids), PROMPT)
+    model.allocate(len(ids), ids.shape[1])
     for arm in range(ARMS):
         model.prefill(arm, list(ids[:, :-1]), [[arm * len(ids) + row] for row in range(len(ids))])
     last = torch.from_numpy(ids[:, -1]).to(DEVICE).repeat(ARMS)
@@ -228,72 +184,81 @@ def logit_errors(trainee: Trainee, peft: Any, shape: LlamaConfig) -> tuple[float
     return tuple(float((got - exact).norm() / exact.norm()) for got in (own, in_bf16))
 
 
-def cohort_rows(name: str) -> list[dict[str, Any]]:
+def cohort_rows(name: str, goal: float) -> Rows:
     """Four arms of one shape: ours, then the peer."""
-    shape = SHAPES[name]
-    trainee = cohort(shape, ARMS)
+    named, name = name.upper(), CLAIMS.shape(name)
+    shape = config(name)
+    trainee = cohort(name, ARMS)
     first, second, answers = ours(trainee, shape)
-    peak = torch.cuda.max_memory_allocated() / 2**30
+    peak = torch.cuda.max_memory_allocated() / 2**30 if DEVICE.type == "cuda" else 0.0
     peft = peft_of(trainee, shape)
     peer_seconds, peer = peers(peft, shape, ARMS)
     same, common = agreement(answers, peer)
     own_error, peer_error = logit_errors(trainee, peft, shape)
-    total = ARMS * ROWS * NEW
-    device = torch.cuda.get_device_name()
-    work = f"{name} shape, {ARMS} LoRA arms r{RANK}, {ROWS} rows each, {PROMPT} + {NEW} tokens"
-    goal = f"at least {GOALS[name]:g} times"
-    return [
-        row(
-            f"decoding for a cohort, {name}",
-            work,
-            "tokens/s in all",
-            our_value=total / second,
-            peer="PEFT generate, arms in turn",
-            peer_value=total / peer_seconds,
-            ratio=peer_seconds / second,
-            goal=goal,
-            device=device,
-        ),
-        row(
-            f"decoding for a cohort, {name}: the first time",
-            work + "; with kernels compiled",
-            "seconds",
-            our_value=first,
-            goal="stated",
-            device=device,
-        ),
-        row(
-            f"decoding for a cohort, {name}: memory",
-            work,
-            "GiB at the peak",
-            our_value=peak,
-            goal="stated",
-            device=device,
-        ),
-        row(
-            f"decoding for a cohort, {name}: error of logits",
-            f"{name} shape; after 512 tokens, relative to PEFT in float32; greedy tokens equal at "
-            f"the first place in {same:.0%} of answers, before the first difference "
-            f"{common:.1%} of all (logits of random weights are flat, so rounding decides)",
-            "relative error",
-            our_value=own_error,
-            peer="PEFT in bf16",
-            peer_value=peer_error,
-            ratio=peer_error / own_error,
-            goal="no worse than the peer's",
-            device=device,
-        ),
-    ]
+    rows, prompt, new = sizes()
+    total = ARMS * rows * new
+    work = f"{named} shape, {ARMS} LoRA arms r{RANK}, {rows} rows each, {prompt} + {new} tokens"
+    yield row(
+        f"decoding for a cohort, {named}",
+        work,
+        "tokens/s in all",
+        our_value=total / second,
+        peer="PEFT generate, arms in turn",
+        peer_value=total / peer_seconds,
+        ratio=peer_seconds / second,
+        goal=f"at least {goal:g} times",
+        device=CARD,
+    )
+    yield row(
+        f"decoding for a cohort, {named}: the first time",
+        work + "; with kernels compiled",
+        "seconds",
+        our_value=first,
+        goal="stated",
+        device=CARD,
+    )
+    yield row(
+        f"decoding for a cohort, {named}: memory",
+        work,
+        "GiB at the peak",
+        our_value=peak,
+        goal="stated",
+        device=CARD,
+    )
+    yield row(
+        f"decoding for a cohort, {named}: error of logits",
+        f"{named} shape; after {prompt} tokens, relative to PEFT in float32; greedy tokens equal "
+        f"at the first place in {same:.0%} of answers, before the first difference {common:.1%} of "
+        "all (logits of random weights are flat, so rounding decides)",
+        "relative error",
+        our_value=own_error,
+        peer="PEFT in bf16",
+        peer_value=peer_error,
+        ratio=peer_error / own_error,
+        goal="no worse than the peer's",
+        device=CARD,
+    )
 
 
-def humaneval_rows(path: Path) -> list[dict[str, Any]]:
+@CLAIMS
+def cohort_1b() -> Rows:
+    """Four arms at the 1B shape."""
+    return cohort_rows("1b", 12.0)
+
+
+@CLAIMS
+def humaneval_1b() -> Rows:
     """Fifty samples of each HumanEval prompt from one arm at the 1B shape."""
-    shape, samples, new = SHAPES["1B"], 50, 256
+    name, samples, new = CLAIMS.shape("1b"), 50, 256
+    path = CLAIMS.shared / "data" / "eval" / "humaneval-test.jsonl.gz"
     with gzip.open(path, "rt") as lines:
         lengths = [int(len(json.loads(line)["prompt"]) / 3.3) for line in lines]
+    if CLAIMS.tiny:
+        lengths, samples, new = [length // 10 + 1 for length in lengths[:6]], 3, 8
+    shape = config(name)
     generator = np.random.default_rng(1)
     asked = [generator.integers(0, shape.vocab_size, length) for length in lengths]
-    trainee = cohort(shape, 1)
+    trainee = cohort(name, 1)
     requests = [
         GenerationRequest(p, new, temperature=0.2, top_p=0.95, samples=samples) for p in asked
     ]
@@ -301,7 +266,9 @@ def humaneval_rows(path: Path) -> list[dict[str, Any]]:
     generate(view, requests[:2], NoText(), end_of_text=NO_END)
     taken, _ = seconds(lambda: generate(view, requests, NoText(), end_of_text=NO_END))
     peft = peft_of(trainee, shape)
-    few = sorted(asked, key=len)[80:84]  # prompts of the median length, so hardly any padding
+    few = sorted(asked, key=len)[len(asked) // 2 - 2 :][
+        :4
+    ]  # prompts of the median length, so hardly any padding
     width = max(len(prompt) for prompt in few)
     ids = torch.zeros(len(few), width, dtype=torch.int64, device=DEVICE)
     mask = torch.zeros_like(ids)
@@ -324,42 +291,25 @@ def humaneval_rows(path: Path) -> list[dict[str, Any]]:
 
     part, _ = seconds(peer)
     whole = part * len(asked) / len(few)
-    return [
-        row(
-            "50 samples of each HumanEval prompt, 1B",
-            f"1B shape, one LoRA arm r{RANK}, {len(asked)} prompts x {samples}, {new} new tokens, "
-            f"temperature 0.2, top_p 0.95; the peer on {len(few)} prompts at once, scaled",
-            "seconds",
-            our_value=taken,
-            peer="PEFT generate, num_return_sequences",
-            peer_value=whole,
-            ratio=whole / taken,
-            goal="stated",
-            device=torch.cuda.get_device_name(),
-        )
-    ]
+    yield row(
+        "50 samples of each HumanEval prompt, 1B",
+        f"1B shape, one LoRA arm r{RANK}, {len(asked)} prompts x {samples}, {new} new tokens, "
+        f"temperature 0.2, top_p 0.95; the peer on {len(few)} prompts at once, scaled",
+        "seconds",
+        our_value=taken,
+        peer="PEFT generate, num_return_sequences",
+        peer_value=whole,
+        ratio=whole / taken,
+        goal="stated",
+        device=CARD,
+    )
 
 
-def main() -> None:
-    """Measure and keep what could be measured."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--humaneval", type=Path, help="HumanEval's test set, JSON lines, gzipped")
-    parser.add_argument("--shapes", default="1B,7B")
-    settings = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    work = [functools.partial(cohort_rows, name) for name in settings.shapes.split(",")]
-    if settings.humaneval:
-        work.append(functools.partial(humaneval_rows, settings.humaneval))
-    for each in work:
-        try:
-            rows += each()
-        except torch.OutOfMemoryError as error:  # a smaller card: the other rows still count
-            print(error)
-        gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    write("scoring", rows)
+@CLAIMS
+def cohort_7b() -> Rows:
+    """Four arms at the 7B shape."""
+    return cohort_rows("7b", 6.0)
 
 
 if __name__ == "__main__":
-    main()
+    CLAIMS.main(__doc__)

@@ -1,8 +1,8 @@
 """What keeping a base in 4 or 8 bits does to scores, before and after training.
 
-Usage: python benchmarks/quantised.py, on any machine; needs the data beside the repository; writes
-its rows to benchmarks/results/variants.json. Two bases, held-out text of each base's own kind, and
-Python, which LoRA arms then learn over the base as it is and over the rounded one.
+Usage: python benchmarks/quantised.py [--tiny] [--results DIR] [--shared DIR], on any machine;
+writes rows of variants.json. Two bases, held-out text of each base's own kind, and Python, which
+LoRA arms then learn over the base as it is and over the rounded one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from cohort_models import lora
-from measurements import row, write
+from measurements import SHARED, arguments, folder_of, row, show, update
 
 from paretune.data.blocks import Blocks
 from paretune.model.load import load_tokenizer
@@ -27,21 +27,14 @@ from paretune.study.config import Base
 from paretune.train.schedule import Resolved
 from paretune.train.trainer import Trainer
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared"
 CPU = torch.device("cpu")
 LENGTH, BATCH = 128, 4
-# Where a base is, and the steps that its arms train for
-BASES = {
-    "pocket base (2M)": ("pocket", 40),
-    "english-30m": (str(SHARED / "models" / "english-30m"), 0),
-}
 NAMES = {None: "float32", "nf4": "nf4", "int8": "int8"}
 
 
-def english() -> str:
+def english(shared: Path) -> str:
     """Held-out English novels."""
-    path = SHARED / "data" / "corpus" / "english_novels-validation.jsonl.gz"
+    path = shared / "data" / "corpus" / "english_novels-validation.jsonl.gz"
     with gzip.open(path, "rt") as file:
         return str(json.loads(file.readline())["text"])
 
@@ -70,10 +63,10 @@ def bits_per_byte(trainee: Trainee, text: tuple[torch.Tensor, int], group: Any =
     return nats / math.log(2) / n_bytes
 
 
-def measure(title: str, name: str, steps: int) -> list[dict[str, Any]]:
+def measure(title: str, name: str, steps: int, shared: Path = SHARED) -> list[dict[str, Any]]:
     """Bits per byte of a base and of an arm trained over it, by how the base is kept."""
     tokenizer = load_tokenizer(Base(name=name))
-    own = windows(english()[:200_000], tokenizer, 24)
+    own = windows(english(shared)[:200_000], tokenizer, 24)
     code = python()
     heldout = windows(code[: len(code) // 8], tokenizer, 24)
     training, _ = windows(code[len(code) // 8 :], tokenizer, (steps + 1) * BATCH)
@@ -131,5 +124,19 @@ def trained(
     }
 
 
+def main() -> None:
+    """Measure both bases; the rows of each are kept as they come."""
+    asked = arguments(__doc__).parse_args()
+    # Where a base is, and the steps that its arms train for
+    bases = {
+        "pocket base (2M)": ("pocket", 1 if asked.tiny else 40),
+        "english-30m": (str(asked.shared / "models" / "english-30m"), 0),
+    }
+    for title, (place, steps) in bases.items():
+        rows = measure(title, place, steps, asked.shared)
+        update("variants", rows, folder_of(asked))
+        show(rows)
+
+
 if __name__ == "__main__":
-    write("variants", [each for title, place in BASES.items() for each in measure(title, *place)])
+    main()

@@ -1,13 +1,12 @@
 """The spectra's claims, measured: accuracy, the null, speed on a GPU and on a CPU, memory.
 
-Usage: python benchmarks/spectrum.py [--part accuracy|gpu|cpu|memory ...] [--layers 32]; writes
-benchmarks/results/spectrum.json, where the parts that are not run stay as they are. Models of the
+Usage: python benchmarks/spectrum.py [--part accuracy|gpu|cpu|memory ...] [--layers 32] [--tiny]
+[--results DIR]; writes rows of spectrum.json. Models of the
 real shape have random weights; peers run in the same process on one matrix of each shape.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measurements import RESULTS, row, write
+from measurements import arguments, folder_of, row, show, update
 from safetensors.torch import save_file
 
 from paretune.runner.spectrum import devices
@@ -111,18 +110,18 @@ def svdvals_seconds(
     return 3 * sum(seconds[min(s), max(s)] for s in shapes.values())
 
 
-def gpu(layers: int) -> Iterator[dict[str, Any]]:
+def gpu(layers: int, shapes: dict[str, tuple[int, int]]) -> Iterator[dict[str, Any]]:
     """A 7B pair on one GPU: every matrix's three spectra, an adapter's updates, all measures."""
-    device = torch.device("cuda")
-    card = torch.cuda.get_device_name()
-    need = 5 * layers * sum(a * b for a, b in SEVEN_B.values())  # bytes: two bf16 models and more
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    card = torch.cuda.get_device_name() if device.type == "cuda" else None
+    need = 5 * layers * sum(a * b for a, b in shapes.values())  # bytes: two bf16 models and more
     places = [Path("/dev/shm"), Path(tempfile.gettempdir())]
     roomy = [p for p in places if p.exists() and shutil.disk_usage(p).free > need]
     print(f"{need / 1e9:.0f} GB needed; room in {roomy}", flush=True)
     with tempfile.TemporaryDirectory(dir=roomy[0]) as text:
         folder = Path(text)
         started = time.perf_counter()
-        write_pair(folder, SEVEN_B, layers, device)
+        write_pair(folder, shapes, layers, device)
         print(f"wrote the pair in {time.perf_counter() - started:.0f} s", flush=True)
         gram(torch.randn(512, 512, device=device))
         torch.linalg.eigvalsh(torch.eye(512, dtype=torch.float64, device=device))
@@ -130,7 +129,7 @@ def gpu(layers: int) -> Iterator[dict[str, Any]]:
         count = 7 * layers
         note = "" if layers == 32 else f"; {layers} layers measured, times {scale:g}"
         for attempt in range(2):
-            seconds, found = measured(folder, "adapter", Options(delta_only=True), "cuda")
+            seconds, found = measured(folder, "adapter", Options(delta_only=True), device.type)
             assert found == count
             print(f"adapter, run {attempt + 1}: {seconds:.2f} s", flush=True)
         yield row(
@@ -142,10 +141,10 @@ def gpu(layers: int) -> Iterator[dict[str, Any]]:
             device=card,
         )
         with peak_memory() as peak:
-            seconds, found = measured(folder, "tuned", Options(), "cuda")
+            seconds, found = measured(folder, "tuned", Options(), device.type)
         assert found == count
         print(f"full pair: {seconds:.1f} s", flush=True)
-        theirs = svdvals_seconds(SEVEN_B, device, torch.linalg.svdvals) * 32
+        theirs = svdvals_seconds(shapes, device, torch.linalg.svdvals) * 32
         yield row(
             "all singular values of W0, W and the update",
             f"7B shape, {count} matrices, bf16 shards on a file system in memory{note}",
@@ -165,7 +164,7 @@ def gpu(layers: int) -> Iterator[dict[str, Any]]:
             goal="at most 3",
             device=card,
         )
-        seconds, found = measured(folder, "tuned", Options(vectors=True), "cuda", 7)
+        seconds, found = measured(folder, "tuned", Options(vectors=True), device.type, 7)
         yield row(
             "the same with angles and intruder dimensions",
             "7B shape, one layer measured, times 32",
@@ -324,19 +323,19 @@ def private_bytes() -> float:
 
 def main() -> None:
     """Run the parts that were asked for and put their rows in the place of the old ones."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("--part", nargs="+", default=["accuracy"], choices=list(PARTS))
     parser.add_argument("--layers", type=int, default=32)
-    arguments = parser.parse_args()
-    path = RESULTS / "spectrum.json"
-    rows = json.loads(path.read_text()) if path.exists() else []
-    for part in arguments.part:
-        found = gpu(arguments.layers) if part == "gpu" else PARTS[part]()
+    asked = parser.parse_args()
+    for part in asked.part:
+        if part == "gpu":
+            shapes = {name: (a // 32, b // 32) for name, (a, b) in SEVEN_B.items()}
+            found = gpu(1, shapes) if asked.tiny else gpu(asked.layers, SEVEN_B)
+        else:
+            found = PARTS[part]()
         for one in found:
-            rows = [each for each in rows if each["name"] != one["name"]] + [one]
-            write("spectrum", rows)
-            if "OUT" in os.environ:
-                shutil.copy(path, os.environ["OUT"])
+            update("spectrum", [one], folder_of(asked))
+            show([one])
 
 
 PARTS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {

@@ -1,25 +1,23 @@
 """Variants of LoRA, several full arms, and quantised bases on one GPU: speed, memory, agreement.
 
-Usage: python benchmarks/variants.py [--rows a,b] [--tiny] [--out FILE], on a machine with a GPU;
-adds its rows to benchmarks/results/variants.json. Models have real shapes and random weights. Peer
+Usage: python benchmarks/variants.py [--rows a,b] [--tiny] [--results DIR], on a machine with a GPU;
+writes rows of variants.json. Models have real shapes and random weights. Peer
 and ours run in turn in this process. ``--tiny`` runs the same code at a toy shape on any device.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
-from cohort_models import NAMES, clear, full, loading, lora, random_model, token_blocks
-from cohort_peers import Timing, timed, transformers_loop, wait
-from measurements import row, write
+from claims import CARD, DEVICE, Claims, clear, wait
+from cohort_models import NAMES, full, loading, lora, random_model, token_blocks
+from cohort_peers import Timing, timed, transformers_loop
+from measurements import row
 
 from paretune.data.blocks import Blocks
 from paretune.data.order import rows_for_step
@@ -30,10 +28,7 @@ from paretune.study.config import Base
 from paretune.train.schedule import Resolved
 from paretune.train.trainer import Trainer
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-CARD = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-TINY = False
-ROWS: dict[str, Callable[[], list[dict[str, Any]]]] = {}
+CLAIMS = Claims("variants")
 WARM, STEPS = 4, 8
 # One arm of each variant, all in one cohort
 MIXED: list[dict[str, Any]] = [
@@ -49,27 +44,16 @@ MIXED: list[dict[str, Any]] = [
 ]
 
 
-def claim(function: Callable[[], list[dict[str, Any]]]) -> Callable[[], list[dict[str, Any]]]:
-    """Register a function that measures one row or a few."""
-    ROWS[function.__name__] = function
-    return function
-
-
-def shape(name: str) -> str:
-    """The shape, or the toy one in a dry run."""
-    return "tiny" if TINY else name
-
-
 def blocks_of(name: str, batch: int, length: int) -> Blocks:
     """Random tokens for a few steps."""
-    return token_blocks(Path(tempfile.mkdtemp()), name, 16 * batch, 32 if TINY else length)
+    return token_blocks(Path(tempfile.mkdtemp()), name, 16 * batch, 32 if CLAIMS.tiny else length)
 
 
 def trained(
     arms: Sequence[ArmConfig], name: str, blocks: Blocks, batch: int, quantise: str | None = None
 ) -> tuple[Timing, int]:
     """Time whole steps of all arms; also the bytes in use before the first of them."""
-    clear(DEVICE)
+    clear()
     with loading(name, DEVICE):
         base = Base.model_validate({"name": "random", "quantise": quantise})
         trainee: Trainee
@@ -79,7 +63,7 @@ def trained(
             trainee = full_cohort(base, arms, DEVICE, arms_per_pass=len(arms))
         else:
             trainee = full_arm(base, arms[0], DEVICE)
-    clear(DEVICE)
+    clear()
     held = torch.cuda.memory_allocated() if DEVICE.type == "cuda" else 0
     trainer = Trainer(trainee, blocks, batch)
     trainee.rows = batch
@@ -89,7 +73,7 @@ def trained(
         trainer.step(t, always)
         return trainer._log.loss_K[-1].mean()
 
-    done = timed(step, DEVICE, WARM, STEPS)
+    done = timed(step, WARM, STEPS)
     done.losses = [float(loss[0]) for loss in trainer._log.loss_K]
     print(f"  {len(arms)} arms: {done.seconds * 1e3:.1f} ms a step", flush=True)
     return done, held
@@ -115,7 +99,7 @@ def speed(
 
 
 def _several_full(name: str, count: int, goal: str, *, peer: bool) -> list[dict[str, Any]]:
-    name, batch, length = shape(name), 8, 512
+    name, batch, length = CLAIMS.shape(name), 8, 512
     blocks = blocks_of(name, batch, length)
     tokens = batch * blocks.block_length
     together, _ = trained([full(1e-5 * (i + 1)) for i in range(count)], name, blocks, batch)
@@ -137,7 +121,7 @@ def _several_full(name: str, count: int, goal: str, *, peer: bool) -> list[dict[
     ]
     if peer:
         settings = {"rate": 1e-5, "warm": WARM, "steps": STEPS}
-        theirs = transformers_loop(name, blocks, batch, DEVICE, **settings)
+        theirs = transformers_loop(name, blocks, batch, **settings)
         print(f"  transformers: {theirs.seconds * 1e3:.1f} ms a step", flush=True)
         rows.append(
             speed(
@@ -154,13 +138,13 @@ def _several_full(name: str, count: int, goal: str, *, peer: bool) -> list[dict[
     return rows
 
 
-@claim
+@CLAIMS
 def full_cohort_01b() -> list[dict[str, Any]]:
     """Four full arms of a 0.1B base against one after another."""
     return _several_full("0.1b", 4, "stated, not fixed", peer=True)
 
 
-@claim
+@CLAIMS
 def agreement() -> list[dict[str, Any]]:
     """Every variant in one compiled cohort on the GPU against float32 on the CPU, arm by arm."""
     base = Base(name="pocket")
@@ -176,7 +160,7 @@ def agreement() -> list[dict[str, Any]]:
         rows[:, position] = (rows[:, position - 1] * 5 + 7 + draw.integers(0, 3, 64)) % 500
     np.save(folder / "tokens.npy", rows)
     blocks = Blocks(folder, "cpt")
-    steps = 4 if TINY else 20
+    steps = 4 if CLAIMS.tiny else 20
     losses = {}
     for device in (torch.device("cpu"), DEVICE):
         trainee = lora_cohort(base, arms, device)
@@ -210,7 +194,7 @@ def agreement() -> list[dict[str, Any]]:
 
 
 def _peft_dora(name: str, blocks: Blocks, batch: int) -> Timing:
-    clear(DEVICE)
+    clear()
     dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
     settings = peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", use_dora=True)
     model = peft.get_peft_model(random_model(name, dtype, DEVICE), settings)
@@ -226,15 +210,15 @@ def _peft_dora(name: str, blocks: Blocks, batch: int) -> Timing:
         optimizer.zero_grad()
         return loss.detach()
 
-    done = timed(step, DEVICE, WARM, STEPS)
-    wait(DEVICE)
+    done = timed(step, WARM, STEPS)
+    wait()
     return done
 
 
-@claim
+@CLAIMS
 def variants_1b() -> list[dict[str, Any]]:
     """Cohorts of twelve DoRA, PiSSA and mixed arms beside twelve plain ones."""
-    name, batch, length, count = shape("1b"), 1, 512, 12
+    name, batch, length, count = CLAIMS.shape("1b"), 1, 512, 12
     blocks = blocks_of(name, batch, length)
     tokens = count * batch * blocks.block_length
     rates = [1e-4 * (1 + i / 10) for i in range(count)]
@@ -271,10 +255,10 @@ def variants_1b() -> list[dict[str, Any]]:
     return rows
 
 
-@claim
+@CLAIMS
 def quantised_1b() -> list[dict[str, Any]]:
     """Twelve LoRA arms over a base in 4 and 8 bits: speed, and memory held between steps."""
-    name, batch, length, count = shape("1b"), 1, 512, 12
+    name, batch, length, count = CLAIMS.shape("1b"), 1, 512, 12
     blocks = blocks_of(name, batch, length)
     tokens = count * batch * blocks.block_length
     arms = [lora(16, 1e-4 * (1 + i / 10)) for i in range(count)]
@@ -311,38 +295,11 @@ def quantised_1b() -> list[dict[str, Any]]:
     return rows
 
 
-@claim
+@CLAIMS
 def full_cohort_035b() -> list[dict[str, Any]]:
     """Where several full arms stop paying: a base three times as large."""
     return _several_full("0.35b", 4, "stated, not fixed", peer=False)
 
 
-def main() -> None:
-    """Measure the rows asked for; a row that fails is named and does not stop the others."""
-    global TINY
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", default=",".join(ROWS))
-    parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
-    TINY = asked.tiny
-    found: list[dict[str, Any]] = []
-    for name in asked.rows.split(","):
-        print(f"{name}:", flush=True)
-        try:
-            own = ROWS[name]()
-        except Exception:
-            traceback.print_exc()
-            continue
-        found += own
-        for each in own:
-            ratio = "" if each["ratio"] is None else f", {each['ratio']:.2f} x {each['peer']}"
-            print(f"  {each['name']}: {each['our_value']:.5g} {each['unit']}{ratio}", flush=True)
-        if asked.out:
-            asked.out.write_text(json.dumps(found, indent=2))
-    if not (asked.tiny or asked.out):
-        write("variants", found)
-
-
 if __name__ == "__main__":
-    main()
+    CLAIMS.main(__doc__)

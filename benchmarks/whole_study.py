@@ -1,8 +1,8 @@
 """A whole study on one GPU: `paretune run` against a script of PEFT, Trainer and lm-eval.
 
-Usage: python benchmarks/whole_study.py --base DIR --eval DIR [--peer-arms N] [--tiny]; writes
-benchmarks/results/whole_study.json. Twelve LoRA arms and two full ones, three budgets, each scored
-on three tasks of the harness. Both sides are processes of their own, start-up included, on the same
+Usage: python benchmarks/whole_study.py [--peer-arms N] [--tiny] [--results DIR] [--shared DIR];
+writes whole_study.json. Twelve LoRA arms and two full ones, three budgets, each scored on three
+tasks of the harness. Both sides are processes of their own, start-up included, on the same
 weights, tokens and batches. The peer trains and scores one arm after another; with --peer-arms its
 first N LoRA arms and one full arm are run, and the rest is counted at their mean, which the row
 says.
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from measurements import row, write
+from measurements import arguments, folder_of, row, show, update
 
 RANKS, LORA_RATES, FULL_RATES = (16, 64, 256), (3e-4, 1e-3, 3e-3, 1e-2), (3e-4, 1e-3)
 TASKS = ("hellaswag", "arc_challenge", "winogrande")
@@ -38,6 +38,18 @@ HUB = {
 }
 
 
+def base_of(given: argparse.Namespace) -> Path:
+    """The folder of english-30m."""
+    found: Path = given.shared.resolve() / "models" / "english-30m"
+    return found
+
+
+def eval_of(given: argparse.Namespace) -> Path:
+    """The folder of the tasks' data."""
+    found: Path = given.shared.resolve() / "data" / "eval"
+    return found
+
+
 def study(given: argparse.Namespace) -> dict[str, Any]:
     """The study file."""
     steps = [1, 2] if given.tiny else given.steps
@@ -48,7 +60,7 @@ def study(given: argparse.Namespace) -> dict[str, Any]:
     )
     return {
         "name": "whole-study",
-        "base": str(given.base.resolve()),
+        "base": str(base_of(given)),
         "regime": "cpt",
         "target": {
             "data": {"from": "python-packages", "packages": "stdlib"},
@@ -58,7 +70,7 @@ def study(given: argparse.Namespace) -> dict[str, Any]:
             "self_probe": None,
             "tasks": [{"name": name, "limit": given.limit} for name in TASKS],
         },
-        "mirror": {HUB[name]: str(given.eval.resolve() / FILES[name]) for name in TASKS},
+        "mirror": {HUB[name]: str(eval_of(given) / FILES[name]) for name in TASKS},
         "training": {"block_length": 512, "batch_size": 2 if given.tiny else 32},
         "defaults": {"schedule": {"shape": "constant", "warmup": "0%"}, "alpha": "2r"},
         "arms": [
@@ -81,7 +93,8 @@ def theirs(given: argparse.Namespace, folder: Path, rank: int, rate: float) -> d
     """Seconds of the peer's process for one arm (rank 0: full), and what it found."""
     result = folder / f"peer-{rank}-{rate:g}.json"
     arm = ["--peer", str(folder), "--rank", str(rank), "--rate", str(rate), "--result", str(result)]
-    own = ["--base", str(given.base), "--eval", str(given.eval), "--limit", str(given.limit)]
+    own = ["--shared", str(given.shared), "--limit", str(given.limit)]
+    own += ["--steps", *map(str, given.steps)]
     own += ["--tiny"] if given.tiny else []
     seconds = seconds_of([sys.executable, __file__, *arm, *own])
     return {"seconds": seconds, **json.loads(result.read_text())}
@@ -131,8 +144,8 @@ def peer(given: argparse.Namespace) -> None:
     batch = config["training"]["batch_size"]
     budgets = [int(at.removesuffix("ba")) for at in config["budgets"]["at"]]
     cuda = torch.cuda.is_available()
-    tokenizer = AutoTokenizer.from_pretrained(given.base)
-    model = AutoModelForCausalLM.from_pretrained(given.base, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(base_of(given))
+    model = AutoModelForCausalLM.from_pretrained(base_of(given), dtype=torch.float32)
     model.to("cuda" if cuda else "cpu")
     if given.rank:
         every = "all-linear"
@@ -153,7 +166,7 @@ def peer(given: argparse.Namespace) -> None:
     scores: dict[int, dict[str, float]] = {}
 
     def data_of(name: str) -> Any:
-        paths = {split: given.eval / FILES[name].format(split=split) for split in SPLITS}
+        paths = {split: eval_of(given) / FILES[name].format(split=split) for split in SPLITS}
         # A split that a task names must be there, also where it is not read
         files = {s: str(p if p.exists() else paths["validation"]) for s, p in paths.items()}
         return lambda **_: load_dataset("json", data_files=files)
@@ -218,18 +231,17 @@ def task_folders() -> list[str]:
 
 def main() -> None:
     """Measure both sides and write the row."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--base", type=Path, required=True)
-    parser.add_argument("--eval", type=Path, required=True)
+    parser = arguments(__doc__)
     parser.add_argument("--limit", type=int, default=1000)
     parser.add_argument("--steps", type=int, nargs="+", default=[61, 122, 244])
     parser.add_argument("--peer-arms", type=int, default=2)
-    parser.add_argument("--tiny", action="store_true", help="a few steps, to try the script out")
     parser.add_argument("--peer", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--rate", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.tiny:
+        given.limit = 20
     if given.peer:
         peer(given)
         return
@@ -255,22 +267,21 @@ def main() -> None:
         f"{given.limit:,} documents; the peer's time is {len(found)} LoRA arms ({mean:.0f} s each) "
         f"and 1 full ({full['seconds']:.0f} s), counted 12 and 2 times"
     )
-    write(
-        "whole_study",
-        [
-            row(
-                "a whole study: wall time",
-                work,
-                "s",
-                our_value=own,
-                peer="PEFT, Trainer and lm-eval, one arm after another",
-                peer_value=total,
-                ratio=total / own,
-                goal="10 times less",
-                device=device,
-            )
-        ],
-    )
+    rows = [
+        row(
+            "a whole study: wall time",
+            work,
+            "s",
+            our_value=own,
+            peer="PEFT, Trainer and lm-eval, one arm after another",
+            peer_value=total,
+            ratio=total / own,
+            goal="10 times less",
+            device=device,
+        )
+    ]
+    update("whole_study", rows, folder_of(given))
+    show(rows)
 
 
 if __name__ == "__main__":

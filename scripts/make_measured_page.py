@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,31 @@ def page() -> str:
     parts = [HEAD]
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
         parts.append(f"\n## {path.stem}\n")
-        rows = json.loads(path.read_text())
-        for (_, device), group in groupby(rows, lambda each: (script(each), each["device"])):
-            measured = list(group)
-            first = measured[0]
-            versions = ", ".join(f"{name} {value}" for name, value in first["versions"].items())
-            parts.append(
-                f"\n`{first['command']}`, {first['date']}, {device}; {versions}.\n\n"
-                + table(measured)
-            )
+        for measured in groups(json.loads(path.read_text())):
+            commands = {row["command"] for row in measured}
+            command = commands.pop() if len(commands) == 1 else f"python {script(measured[0])}"
+            parts.append(f"\n`{command}`, {about(measured)}.\n\n" + table(measured))
     return "".join(parts)
+
+
+def groups(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each script and device, in the order of the file."""
+    devices = list(dict.fromkeys(row["device"] for row in rows))
+
+    def place(row: dict[str, Any]) -> tuple[str, int]:
+        return script(row), devices.index(row["device"])
+
+    for _, group in groupby(sorted(rows, key=place), place):
+        yield list(group)
+
+
+def about(rows: list[dict[str, Any]]) -> str:
+    """Dates, device and versions of rows that were measured on one device."""
+    dates = sorted({row["date"] for row in rows})
+    span = " to ".join(dict.fromkeys((dates[0], dates[-1])))
+    last = max(rows, key=lambda row: row["date"])
+    versions = ", ".join(f"{name} {value}" for name, value in last["versions"].items())
+    return f"{span}, {last['device']}; {versions}"
 
 
 def script(row: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "benchmarks" / "results" / "cohort.json"
-SCRIPT = ROOT / "benchmarks" / "cohort.py"
+SCRIPTS = sorted((ROOT / "benchmarks").glob("cohort_*.py"))
 HEAD = """\
 # How fast a cohort trains
 
@@ -91,28 +91,30 @@ def page() -> str:
     measured: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(measured)
     rows = json.loads(RESULTS.read_text())
-    first = rows[0]
-    versions = ", ".join(f"{name} {value}" for name, value in first["versions"].items())
-    devices = ", ".join(dict.fromkeys(row["device"] for row in rows))
-    about = f"\n{devices}, {first['date']}; {versions}.\n\n"
-    return HEAD + about + str(measured.table(rows)) + _below(rows) + _missing(rows) + NOTES
+    tables = [f"\n{measured.about(g)}.\n\n{measured.table(g)}" for g in measured.groups(rows)]
+    return HEAD + "".join(tables) + _below(rows) + _missing(rows) + NOTES
 
 
 def _below(rows: list[dict[str, Any]]) -> str:
-    """The rows whose peer is nearer than their goal asks."""
+    """The rows whose peer is nearer than their goal asks, in speed or in memory."""
     lines = []
     for row in rows:
         goal = re.match(r"at least ([\d.]+) times the peer", row["goal"])
         if goal and row["ratio"] < float(goal[1]):
             what = f"{row['name']}, {row['work']}: {row['ratio']:.2f} times {row['peer']}"
             lines.append(f"- {what}; the goal is {float(goal[1]):g}.")
+        share = re.match(r"at most ([\d.]+) of the peer's", row["goal"])
+        if share and row["ratio"] and 1 / row["ratio"] > float(share[1]):
+            what = f"{row['name']}, {row['work']}: {1 / row['ratio']:.2f} of {row['peer']}"
+            lines.append(f"- {what}; the goal is {float(share[1]):g}.")
     return "\nBelow their goal:\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
 def _missing(rows: list[dict[str, Any]]) -> str:
     """The rows that the script has and the results do not."""
     asked = {name for row in rows for name in row["command"].partition("--rows ")[2].split(",")}
-    found = re.findall(r'@claim\ndef (\w+)\(.*?"""(.*?)\.?"""', SCRIPT.read_text(), re.DOTALL)
+    code = "".join(path.read_text() for path in SCRIPTS)
+    found = re.findall(r'@CLAIMS\ndef (\w+)\(.*?"""(.*?)\.?"""', code, re.DOTALL)
     left = [f"- `{name}`: {what}." for name, what in found if name not in asked]
     if not left:
         return ""

@@ -6,6 +6,7 @@ import gzip
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,22 @@ def mirror_of(folder: Path, suffix: str) -> dict[str, str]:
     return {hub: str(folder / f"{name}-{{split}}{suffix}") for hub, name in HUB.values()}
 
 
-def theirs(task: str, model: str, folder: Path, suffix: str, **settings: Any) -> dict[str, Any]:
-    """``simple_evaluate`` of one task on the CPU in float32, with its data from local files."""
+CPU = {"dtype": "float32", "device": "cpu", "batch_size": 16}
+
+
+def theirs(
+    task: str,
+    model: str,
+    folder: Path,
+    suffix: str,
+    backend: Mapping[str, Any] = CPU,
+    **settings: Any,
+) -> dict[str, Any]:
+    """``simple_evaluate`` of one task, with its data from local files.
+
+    Args:
+        backend: settings of HFLM; the CPU in float32 by default.
+    """
     stem = HUB[task][1]
 
     def data(**_: Any) -> DatasetDict:
@@ -67,7 +82,7 @@ def theirs(task: str, model: str, folder: Path, suffix: str, **settings: Any) ->
     kwargs = settings.pop("generation_kwargs", None)
     with installed(PlainPython()):  # type: ignore[arg-type]
         result = simple_evaluate(
-            model=HFLM(pretrained=model, dtype="float32", device="cpu", batch_size=16),
+            model=HFLM(pretrained=model, **backend),
             tasks=[{"group": "here", "task": [{"task": task, "custom_dataset": data}]}],
             task_manager=TaskManager(include_defaults=False, include_path=[str(root)]),
             gen_kwargs=kwargs,

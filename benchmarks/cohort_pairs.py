@@ -17,6 +17,7 @@ from cohort_profile import profile
 from cohort_run import CLAIMS, beside, ours, trainer_of
 from measurements import row
 
+from paretune.model.regions import Compiler
 from paretune.study.arms import ArmConfig
 from paretune.train.schedule import Resolved
 
@@ -103,8 +104,8 @@ def rounding() -> Rows:
         chosen = pairs(instruct, 400 if CLAIMS.tiny else 4000)
         blocks, _ = packed(Path(folder), chosen, tokens, length)
 
-        def losses(some: list[ArmConfig], backend: str | None) -> dict[str, torch.Tensor]:
-            trainer = trainer_of(some, name, blocks, batch, backend=backend)
+        def losses(some: list[ArmConfig], compiler: Compiler | None) -> dict[str, torch.Tensor]:
+            trainer = trainer_of(some, name, blocks, batch, compiler=compiler)
             for t in range(steps):
                 trainer.step(t, always * len(some))
             found = torch.stack(trainer._log.loss_K).double().cpu()
@@ -114,7 +115,7 @@ def rounding() -> Rows:
         worst = 0.0
         for arm in arms:
             compiled = losses([arm], None)[arm.id]
-            eager = losses([arm], "none")[arm.id]
+            eager = losses([arm], Compiler("none"))[arm.id]
             spread = float((compiled - eager).abs().max())
             apart = min(float((together[arm.id] - solo).abs().max()) for solo in (compiled, eager))
             worst = max(worst, apart / spread if spread else float(apart > 0))

@@ -28,12 +28,18 @@ GIB = 2**30
 
 
 def trainer_of(
-    arms: Sequence[ArmConfig], name: str, blocks: Blocks, batch: int, *, backend: str | None = None
+    arms: Sequence[ArmConfig],
+    name: str,
+    blocks: Blocks,
+    batch: int,
+    *,
+    compiler: Compiler | None = None,
 ) -> Trainer:
     """A trainer whose pieces are as large as the memory model lets them be.
 
     Args:
-        backend: ``none`` for eager code, without our attention or graphs.
+        compiler: in the place of the default; with backend ``none`` code is eager, without our
+            attention or graphs.
     """
     with loading(name, DEVICE) as base:
         trainee: Trainee = (
@@ -44,9 +50,9 @@ def trainer_of(
     trainer = Trainer(trainee, blocks, batch)
     trainee.rows = batch
     trainer.fit_memory(shape_of(name))
-    if backend:
-        trainer.runner = PieceRunner(trainee, compiler=Compiler(backend))
-        trainer._capacity = 0
+    if compiler:
+        trainer.runner = PieceRunner(trainee, compiler=compiler)
+        trainer._capacity = blocks.most_segments() if trainer.runner.attends else 0
     return trainer
 
 

@@ -15,7 +15,8 @@ HEAD = """\
 
 Each table comes from a script in `benchmarks/`, which writes its rows to `benchmarks/results/`;
 `make docs` makes this page from those files. A ratio above 1 is in our favour. Peers ran in the
-same process, on the same weights and data, in turn.
+same process, on the same weights and data, in turn. `python benchmarks/on_a_gpu.py` runs all that
+needs a GPU, in portions of less than ten minutes.
 """
 
 

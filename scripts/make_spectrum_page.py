@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STUDIES = ROOT / "docs" / "studies"
 LEDGER, SPECTRA, PAGE = "ledger.tar.xz", "spectra.tar.xz", "spectrum.md"
 # What of a ledger is not kept: weights, states, tokens, and what can be made again
-LEFT_OUT = ("checkpoints", "resume", "data", "figures", "runs", TABLE, VALUES, TRUNCATION)
+LEFT_OUT = ("checkpoints", "resume", "data", "figures", TABLE, VALUES, TRUNCATION)
 
 
 def pack(study: Path, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The tables of docs/studies/english-30m-to-python, made from what the study's ledger holds."""
+"""Tables of the pages in docs/studies, made from what a study's ledger holds."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 from paretune.analyse.matched import Matched, equal_rate, matched, matched_difference
 from paretune.analyse.record import StudyRecord, group_order
-from paretune.files import read_jsonl
 from paretune.report.findings import Findings
+from paretune.runner.ledger import Ledger
 
 CODE = "target/bits_per_byte"
 KL = "self_probe/kl"
@@ -39,7 +39,7 @@ def tables(folder: Path, findings: Findings) -> dict[str, str]:
 def runs(folder: Path) -> str:
     """What each process spent, in seconds, and what is left of its wall time."""
     times = []
-    for run in read_jsonl(folder / "runs.jsonl"):
+    for run in Ledger.open(folder).runs():
         start, end = (datetime.fromisoformat(run[name]) for name in ("started", "finished"))
         wall = (end - start).total_seconds()
         spent = [float(run["seconds"][phase]) for phase in ("train", "score", "other")]

@@ -195,7 +195,7 @@ def can_attend(model: Any, device: torch.device, arms: int = 1) -> bool:
             got_apart = model.base_model(**settings, cu_seq_lens_q=bounds)[0]
             del settings["position_ids"]
             got_whole = model.base_model(**settings)[0]
-    except (RuntimeError, TypeError, ValueError):
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError):
         return False
     exact = next(model.parameters()).dtype == torch.float32
     # Autocast rounds to bf16 whatever the weights are

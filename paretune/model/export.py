@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from paretune.errors import UserError
 from paretune.files import write_json, write_with
 from paretune.model.layers import weight_of
-from paretune.model.load import load_config, load_model, load_tokenizer
+from paretune.model.load import load_config, load_model, load_shape, load_tokenizer
 from paretune.model.quantised import round_matrices
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
@@ -83,6 +83,31 @@ def save_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     write_with(folder / ADAPTER, lambda path: save_file(content, path, {"format": "pt"}))
     write_json(folder / "adapter_config.json", config)
+
+
+def peft_differs(folder: Path, base: Base) -> str | None:
+    """Why PEFT would not apply an adapter as it was trained, or None.
+
+    PEFT refuses some layers of state-space models. For some models with experts it takes the names
+    of ordinary layers (``gate_proj``, ...) for those of the experts, which other versions of
+    transformers stored one by one, and rewrites an adapter's configuration.
+    """
+    import peft
+
+    config: Any = peft.LoraConfig.from_pretrained(str(folder))
+    asked = set(config.target_modules)
+    with torch.device("meta"):
+        try:
+            model = peft.get_peft_model(load_shape(base), config)
+        except ValueError as error:
+            return str(error).splitlines()[0]
+    found = {
+        name.removeprefix(_PREFIX)
+        for name, module in model.named_modules()
+        if hasattr(module, "lora_A")
+    }
+    missed = sorted(asked - found)
+    return f"it would not adapt {missed[0]} and {len(missed) - 1} more" if missed else None
 
 
 def save_full(folder: Path, tensors: Mapping[str, torch.Tensor], base: Base) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
+import torch.nn.functional as F
 from transformers.pytorch_utils import Conv1D
 
 from paretune.errors import UserError
@@ -39,7 +40,7 @@ def linear_layers(model: torch.nn.Module) -> dict[str, Layer]:
     for name, module in model.named_modules():
         if module is head:
             continue
-        if type(module) is torch.nn.Linear:
+        if is_linear(module):
             d_out, d_in = module.weight.shape
         elif isinstance(module, Conv1D):
             d_in, d_out = module.weight.shape
@@ -48,6 +49,28 @@ def linear_layers(model: torch.nn.Module) -> dict[str, Layer]:
         stored = isinstance(module, Conv1D)
         layers[name] = Layer(name, len(layers), d_in, d_out, kind_of(name), stored)
     return layers
+
+
+def is_linear(module: torch.nn.Module) -> TypeGuard[torch.nn.Linear]:
+    """Whether a module is a linear layer and no more than that.
+
+    A class of its own that inherits from ``torch.nn.Linear`` is tried: some write the same product
+    in their way, as Falcon's does, while routers of experts give other outputs.
+    """
+    if type(module) is torch.nn.Linear:
+        return True
+    if not isinstance(module, torch.nn.Linear) or not module.weight.is_floating_point():
+        return False
+    weight, bias = module.weight.detach(), module.bias
+    row = torch.linspace(-1, 1, module.in_features, device=weight.device, dtype=weight.dtype)[None]
+    try:
+        with torch.no_grad():
+            expected, found = F.linear(row, weight, bias), module(row)
+    except (RuntimeError, TypeError, ValueError, AttributeError):
+        return False
+    if not isinstance(found, torch.Tensor) or found.shape != expected.shape:
+        return False
+    return found.is_meta or torch.allclose(found, expected, rtol=1e-2, atol=1e-3)
 
 
 def select(
@@ -63,6 +86,11 @@ def select(
     endings = sorted({name.rsplit(".", 1)[-1] for name in layers})
     if isinstance(targets, str):
         chosen = [n for n, layer in layers.items() if targets in ("all", layer.kind)]
+        if not layers:
+            raise UserError(
+                f"{where}: this base has no linear layers besides its output head, so that LoRA "
+                "has nothing to adapt; use arms of method full"
+            )
         if not chosen:
             raise UserError(
                 f"{where}: this base has no layer whose path tells that it is {targets}; "

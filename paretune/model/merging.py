@@ -34,7 +34,6 @@ def merge_products(block: GraphModule) -> int:
             _merge(block, ready)
             fewer += len(ready) - 1
     if fewer:
-        block.graph.eliminate_dead_code()
         block.recompile()
     return fewer
 
@@ -70,7 +69,11 @@ def _merge(block: GraphModule, nodes: list[Node]) -> None:
             block.graph.call_function(operator.getitem, (products, place))
             for place in range(len(nodes))
         ]
+    # Only these nodes are erased: to torch.fx, in-place operations elsewhere look like dead code
     for node, product in zip(nodes, own, strict=True):
-        for products_of_one in list(node.users):
-            for use in list(products_of_one.users):
+        for output in list(node.users):
+            for use in list(output.users):
                 use.replace_all_uses_with(product)
+                block.graph.erase_node(use)
+            block.graph.erase_node(output)
+        block.graph.erase_node(node)

@@ -82,7 +82,7 @@ class PackedModel:
         """
         config = getattr(self._model.config, "text_config", None) or self._model.config
         window = getattr(config, "sliding_window", None)
-        if window is not None and longest > window:
+        if window and longest > window:
             return f"its attention reaches back only {window} tokens"
         if not self._checked:
             self._refusal = self._try(count)

@@ -202,10 +202,12 @@ class Trainee:
     def head_is_linear(self) -> bool:
         """Whether logits are the output head's product with the last hidden state, and no more.
 
-        Found by trying: some families scale or cap their logits after the head.
+        Found by trying: some families scale or cap their logits after the head. Others do not say
+        which part of them comes before it.
         """
         head = self.model.get_output_embeddings()
-        return type(head) is torch.nn.Linear and self._head_is_all(head)
+        apart = self.model.base_model is not self.model
+        return apart and type(head) is torch.nn.Linear and self._head_is_all(head)
 
     @contextmanager
     def trying(self) -> Iterator[int]:

@@ -151,6 +151,7 @@ class CohortRun:
             "pace",
             arms=[arm.id for arm in self.arms],
             rows=self.trainee.rows,
+            without=self.trainer.runner.without,
             seconds_a_step=(seconds - self._pace_began) / (_PACE_TO - _PACE_FROM),
             **self.trainer.peak_memory(),
         )

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from paretune.errors import UserError
-from paretune.model.export import ADAPTER, merge, save_tokenizer
+from paretune.model.export import ADAPTER, merge, peft_differs, save_tokenizer
 from paretune.runner.card import write_card
 from paretune.runner.ledger import Ledger
 from paretune.runner.naming import find_arm, find_budget
@@ -28,7 +28,8 @@ def export(
         The arm's id, the budget in tokens, and ``to``.
 
     Raises:
-        UserError: no such arm, budget or checkpoint; a damaged file; ``to`` is in use.
+        UserError: no such arm, budget or checkpoint; a damaged file; ``to`` is in use; PEFT would
+            load something else than what was trained.
     """
     ledger, to = Ledger.open(Path(folder)), Path(to)
     name, _, budget = arm.partition("@")
@@ -42,6 +43,11 @@ def export(
         merge(checkpoint, base, to)
         write_card(ledger, arm_id, tokens, to / "README.md", merged=True)
         return arm_id, tokens, to
+    if (checkpoint / ADAPTER).exists() and (reason := peft_differs(checkpoint, base)):
+        raise UserError(
+            f"{arm_id}: PEFT would not apply this adapter as it was trained ({reason}); "
+            "write the whole model instead, with --merge"
+        )
     to.mkdir(parents=True, exist_ok=True)
     for path in sorted(checkpoint.iterdir()):
         if path.name != "checksums.json":

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+from torch._dynamo.exc import TorchDynamoException
+from torch._inductor.exc import InductorError
 
 from paretune.data.blocks import Batch
 from paretune.model.attention import attending, can_attend, segment_bounds
@@ -17,6 +20,7 @@ from paretune.model.trainee import Head, Trainee
 from paretune.train.loss import arm_losses, next_tokens
 from paretune.train.optim import put
 
+LOG = logging.getLogger("paretune")
 # Runs before a graph is captured: compilation, autotuning and workspaces are behind it then
 _WARM_UP = 2
 
@@ -96,6 +100,9 @@ class PieceRunner:
         compiler: of the model's blocks. By default ``inductor`` on a GPU, unless an arm has
             attention dropout, whose random numbers are drawn for each piece; none on a CPU.
         graphs: replay CUDA graphs; by default where blocks are compiled.
+
+    Attributes:
+        without: what has failed for this model and is done without.
     """
 
     def __init__(
@@ -117,6 +124,7 @@ class PieceRunner:
         # Graphs cannot be captured on the default stream, nor autograd's nodes change streams
         self._stream = torch.cuda.Stream(trainee.device) if cuda else None  # type: ignore[no-untyped-call]
         self._graphs: dict[tuple[Any, ...], _Graph] = {}
+        self.without: list[str] = []
 
     def run(self, group: Pass, piece: Piece, step: int, first_vector: int) -> torch.Tensor:
         """Losses [K] of a piece (means over whole batches); gradients are added to the flats."""
@@ -128,6 +136,28 @@ class PieceRunner:
             loss_K = self._on_stream(group, piece, step, first_vector)
         torch.cuda.current_stream().wait_stream(self._stream)
         return loss_K
+
+    def simplify(self, error: RuntimeError) -> bool:
+        """Give up what an error can have come from: compiled blocks, or replayed graphs.
+
+        There are models that a compiler cannot read, and layers whose work on a GPU depends on the
+        values they meet. They train all the same, only slower.
+
+        Returns:
+            Whether there was something left to give up.
+        """
+        refused = isinstance(error, TorchDynamoException | InductorError)
+        if self.graphs and not refused:
+            self.graphs, what = False, "CUDA graphs"
+        elif self._regions.compiles:
+            self._regions, what = Regions(self.trainee.model, Compiler("none")), "compiled blocks"
+        else:
+            return False
+        self.without.append(what)
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        LOG.warning("training goes on without %s, more slowly: %s", what, reason[0])
+        self.release()
+        return True
 
     def release(self) -> None:
         """Give back the memory that captured graphs hold; they are captured again when needed."""

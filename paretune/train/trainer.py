@@ -230,9 +230,12 @@ class Trainer:
             except torch.OutOfMemoryError:
                 if trainee.rows == 1:
                     raise
-            smaller = range(trainee.rows - 1, 0, -1)
-            trainee.rows = next(rows for rows in smaller if self.batch_size % rows == 0)
-            self.runner.release()
+                smaller = range(trainee.rows - 1, 0, -1)
+                trainee.rows = next(rows for rows in smaller if self.batch_size % rows == 0)
+                self.runner.release()
+            except RuntimeError as error:
+                if not self.runner.simplify(error):
+                    raise
             for flat in trainee.flats_of(group):
                 flat.zero_grad()
 

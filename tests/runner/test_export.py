@@ -113,6 +113,19 @@ def test_full_arm_is_a_model_that_scores_as_recorded(done: Path, tmp_path: Path)
     assert bits / bytes_ == pytest.approx(recorded, rel=1e-5)
 
 
+def test_an_adapter_that_peft_would_change_is_not_written(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which those are is tested on real models in tests/train/test_families.py."""
+    arm_id, to = arm_of(done, "lora"), tmp_path / "adapter"
+    reason = "it would not adapt up_proj and 3 more"
+    monkeypatch.setattr("paretune.runner.export.peft_differs", lambda *given: reason)
+    with pytest.raises(UserError, match=f"{reason}.*--merge"):
+        paretune.export(done, arm_id, to)
+    assert not to.exists()
+    assert paretune.export(done, arm_id, to, merged=True)[2] == to
+
+
 def test_mistakes_are_explained(done: Path, tmp_path: Path) -> None:
     arm_id = arm_of(done, "lora")
     with pytest.raises(UserError, match=r"no such arm 'nonsense'.*there is full-lr0.001"):

@@ -6,10 +6,16 @@ derivatives of the operators are the same.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.backends.debugging import boxed_nop
 from torch._dynamo.utils import counters
+from torch.fx import GraphModule
 from train_helpers import BATCH, CPU, arm, lora
 from transformers import (
     AutoModelForCausalLM,
@@ -27,7 +33,7 @@ from paretune.model.regions import Compiler
 from paretune.model.trainee import Trainee, full_arm, lora_cohort
 from paretune.study.config import Base
 from paretune.train.piece import PieceRunner
-from paretune.train.schedule import Span, resolve
+from paretune.train.schedule import Resolved, Span, resolve
 from paretune.train.trainer import Trainer
 
 MIXED = [
@@ -86,6 +92,60 @@ def test_checkpointed_blocks_keep_less_and_compute_the_same(
     (whole, much), (again, little) = run(False), run(True)
     np.testing.assert_allclose(again, whole, rtol=1e-6)
     assert little < 0.7 * much
+
+
+class NoForward(Compiler):
+    """A compiler that cannot read the model."""
+
+    def __call__(self, block: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        """Refuse."""
+        raise RuntimeError("this operation is not known to me")
+
+
+class NoBackward(Compiler):
+    """A compiler that finds out only when gradients are half computed."""
+
+    def __call__(self, block: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        """Compile the forward pass alone."""
+
+        def refuse(graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+            raise RuntimeError("nor is its derivative")
+
+        kind: Any = aot_autograd(fw_compiler=boxed_nop, bw_compiler=refuse)
+        compiled: Callable[..., Any] = kind(block, list(inputs))
+        return compiled
+
+
+@pytest.mark.parametrize("compiler", [NoForward("own"), NoBackward("own")])
+def test_a_model_that_cannot_be_compiled_trains_all_the_same(
+    compiler: Compiler, tiny_base: Base, text_blocks: Blocks, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = losses(lora_cohort(tiny_base, MIXED, CPU, arms_per_pass=4), text_blocks, "none", 3)
+    torch._dynamo.reset()
+    trainer = Trainer(lora_cohort(tiny_base, MIXED, CPU, arms_per_pass=4), text_blocks, BATCH)
+    trainer.runner = PieceRunner(trainer.trainee, compiler=compiler)
+    span = Span(BATCH * text_blocks.block_length, text_blocks.count // BATCH)
+    schedules = [resolve(a.schedule, span, total=3, warmup_total=3) for a in trainer.trainee.arms]
+    for t in range(3):
+        trainer.step(t, schedules)
+    found = np.array([[row["loss"] for row in rows] for rows in trainer.curve()])
+    np.testing.assert_allclose(found, plain, rtol=1e-5)
+    assert trainer.runner.without == ["compiled blocks"]
+    assert "training goes on without compiled blocks" in caplog.text
+
+
+def test_an_error_of_the_model_itself_is_not_swallowed(
+    tiny_base: Base, text_blocks: Blocks
+) -> None:
+    trainer = Trainer(lora_cohort(tiny_base, MIXED[:1], CPU), text_blocks, BATCH)
+
+    def fail(*arguments: object) -> torch.Tensor:
+        raise RuntimeError("shapes do not match")
+
+    trainer.runner.run = fail  # type: ignore[method-assign,assignment]
+    always = [Resolved("constant", 0, 10**6, 10**6, 0.0)]
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        trainer.step(0, always)
 
 
 def test_compiled_full_arm_equals_eager(tiny_base: Base, text_blocks: Blocks) -> None:

@@ -32,6 +32,7 @@ from paretune.model.passes import Pass
 from paretune.model.trainee import Trainee
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
+from paretune.train import gloo
 from paretune.train.loss import IGNORED
 from paretune.train.piece import Piece
 from paretune.train.schedule import Resolved
@@ -50,6 +51,7 @@ def process_group(device: str) -> Iterator[torch.device]:
         yield own
     finally:
         dist.destroy_process_group()
+        gloo.rest()
 
 
 def shard(

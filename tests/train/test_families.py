@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,17 @@ FAMILIES: dict[str, tuple[dict[str, Any], str]] = {
 }
 IDS = torch.randint(3, 96, (2, 16), generator=torch.Generator().manual_seed(0))
 ARMS = [lora(2, 1e-2), lora(4, 1e-2)]
+
+
+def test_the_page_of_models_names_what_is_tried() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text()
+    named = re.search(r"compiled code equals plain code:\n\n(.*?);", page, re.DOTALL)
+    assert named is not None
+    assert set(re.split(r",\s+", named[1])) == set(FAMILIES)
+    without = re.search(r"\*\*No packed rows\*\*: (.*?), because", page, re.DOTALL)
+    assert without is not None
+    refused = {name for name, (_, reason) in FAMILIES.items() if reason}
+    assert set(re.split(r", | and ", without[1])) == refused
 
 
 @pytest.fixture(params=sorted(FAMILIES))

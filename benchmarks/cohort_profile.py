@@ -1,8 +1,9 @@
-"""Where the time of a training step goes, by kind of kernel."""
+"""Where the time of a step goes, by kind of kernel."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,12 +30,25 @@ def kind(kernel: str) -> str:
 def profile(trainer: Trainer, steps: int = 2) -> str:
     """Shares of a step's wall time, as ``attention 12%, ...``; the rest is waiting."""
     always = [Resolved("constant", 0, 10**6, 10**6, 0.0) for _ in trainer.trainee.arms]
+
+    def run() -> None:
+        for t in range(100, 100 + steps):
+            trainer.step(t, always)
+
+    return shares_of(run, steps)
+
+
+def shares_of(run: Callable[[], Any], steps: int) -> str:
+    """Shares of the wall time of what ``run`` does; its longest kernels are printed.
+
+    Args:
+        steps: how many equal parts it has.
+    """
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
-        for t in range(100, 100 + steps):
-            trainer.step(t, always)
+        run()
         end.record()
         torch.cuda.synchronize()
     wall = begin.elapsed_time(end) * 1000

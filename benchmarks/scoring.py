@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from claims import CARD, DEVICE, Claims, clear, wait
 from cohort_models import lora, random_model
+from cohort_profile import shares_of
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from measurements import row
@@ -99,6 +100,7 @@ def one_model(shape: str, goal: str) -> Rows:
     first = ours(view, tokenizer, pairs[:4000])[0]  # compiles
     seconds, found, again = ours(view, tokenizer, pairs)
     agree(found[0], reference)
+    where(view, tokenizer, pairs[:4000])
     work = f"HellaSwag, {count} documents, {shape.upper()} shape"
     peer = f"lm-eval hf, batch {size}"
     print(f"{shape}: {count / theirs:.0f} docs/s theirs, {count / seconds:.0f} ours", flush=True)
@@ -220,6 +222,14 @@ def ours(view: ArmView, tokenizer: Any, pairs: Pairs) -> tuple[float, Any, float
         f"{seconds:.1f} s; {computed} of {places} places, {alone} alone; {again:.1f} s", flush=True
     )
     return seconds, found, again
+
+
+def where(view: ArmView, tokenizer: Any, pairs: Pairs) -> None:
+    """Print where the device's time goes, by kind of kernel and kernel by kernel."""
+    if DEVICE.type == "cuda":
+        likelihoods = LogLikelihoods(Encoder(tokenizer, view._trainee.model.config).pairs(pairs)[0])
+        likelihoods.score(view)  # packs
+        print(f"  {shares_of(lambda: likelihoods.score(view), 1)}", flush=True)
 
 
 def agree(found: Sequence[float], reference: Sequence[float]) -> None:

@@ -44,21 +44,21 @@ class LogLikelihoods:
         """
         if self.refusal(arms) is not None:
             return self._plain(arms)
-        total = np.zeros((arms.count, len(self.requests)))
-        misses = np.zeros((arms.count, len(self.requests)), dtype=np.int64)
-        waiting: list[tuple[Packed, torch.Tensor, torch.Tensor]] = []
-        for packed in self._rows(arms):
-            log_p_KM, best_KM = arms.tree(packed.row)
-            waiting.append((packed, log_p_KM, best_KM))
-        # Read back at the end, so that a GPU never waits for the host
-        for packed, log_p_KM, best_KM in waiting:
-            for arm in range(arms.count):
-                size = len(self.requests)
-                nats_M = log_p_KM[arm].double().cpu().numpy()
-                total[arm] += np.bincount(packed.request, weights=nats_M, minlength=size)
-                missed_M = best_KM[arm].cpu().numpy() != packed.row.targets
-                misses[arm] += np.bincount(packed.request[missed_M], minlength=size)
-        return total, (misses == 0) & np.isfinite(total)
+        found = [(packed, *arms.tree(packed.row)) for packed in self._rows(arms)]
+        size = len(self.requests)
+        if not found:
+            return np.zeros((arms.count, size)), np.ones((arms.count, size), dtype=np.bool_)
+        # Read back at the end and at once, so that a GPU never waits for the host
+        log_p_KM = torch.cat([log_p for _, log_p, _ in found], 1).double().cpu().numpy()
+        best_KM = torch.cat([best for _, _, best in found], 1).cpu().numpy()
+        request_M = np.concatenate([packed.request for packed, _, _ in found])
+        missed_KM = best_KM != np.concatenate([packed.row.targets for packed, _, _ in found])
+        total_KN = np.zeros((arms.count, size))
+        greedy_KN = np.zeros((arms.count, size), dtype=np.bool_)
+        for arm, (nats_M, missed_M) in enumerate(zip(log_p_KM, missed_KM, strict=True)):
+            total_KN[arm] = np.bincount(request_M, weights=nats_M, minlength=size)
+            greedy_KN[arm] = np.bincount(request_M[missed_M], minlength=size) == 0
+        return total_KN, greedy_KN & np.isfinite(total_KN)
 
     def fill(self, arms: ArmModel) -> tuple[int, int, int]:
         """Tokens computed, places in the rows that hold them, and tokens without any sharing."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from paretune.data.mirror import Mirror
 from paretune.errors import UserError
+from paretune.evaluate.tasks.templates import templates_compiled_once
 from paretune.study.mistakes import closest
 from paretune.study.tasks import Task
 
@@ -33,7 +34,7 @@ def load(task: Task, mirror: Mirror, where: str) -> list[Any]:
     Raises:
         UserError: there is no such task, its data cannot be read, or a setting does not fit it.
     """
-    with _quiet(), _seeded():
+    with _quiet(), _seeded(), templates_compiled_once():
         names = _index([task.name])
         if task.name not in names:
             known = closest(task.name, _all_names())

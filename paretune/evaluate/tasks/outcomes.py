@@ -11,6 +11,7 @@ import numpy as np
 
 from paretune.errors import UserError
 from paretune.evaluate.items import Items, Side
+from paretune.evaluate.tasks.templates import templates_compiled_once
 from paretune.study.tasks import EVERY, Task
 
 # The filter that does nothing but take the first answer: its name is left out of a metric's
@@ -55,7 +56,8 @@ def task_items(
     better: dict[str, bool] = {}
     for part, of_part in zip(parts, answers, strict=True):
         prefix = f"{part.task_name}/" if len(parts) > 1 else ""
-        found = _results(part, of_part)
+        with templates_compiled_once():
+            found = _results(part, of_part)
         directions, functions = part.higher_is_better(), part.aggregation()
         for (metric, filter_name), by_document in found.items():
             name = _name(metric, filter_name, [f for m, f in found if m == metric])

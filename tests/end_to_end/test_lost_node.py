@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,9 +112,10 @@ def test_a_node_is_lost_and_the_study_completes(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("".join(lines))
     ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--num-cpus", "1", "--block"]
     run = [sys.executable, "-m", "paretune", "run", "study.yaml", "--out", "out", "--no-report"]
-    with hosts():
+    # Its own place: the address of a killed cluster would stay in Ray's usual one
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as own, hosts():
         on(HEAD, tmp_path, *ray, "--head", "--node-ip-address", HEAD[1], "--port", str(PORT),
-           "--include-dashboard=false")  # fmt: skip
+           "--include-dashboard=false", "--temp-dir", own)  # fmt: skip
         time.sleep(20)
         on(FAR, tmp_path, *ray, "--address", f"{HEAD[1]}:{PORT}", "--node-ip-address", FAR[1])
         time.sleep(20)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -15,8 +16,10 @@ from runner_helpers import study_text
 
 from paretune import UserError
 from paretune.analyse.results import tidy, to_csv
+from paretune.errors import Fault
 from paretune.runner.executors import executor
 from paretune.runner.ledger import Ledger
+from paretune.runner.progress import Silent
 from paretune.runner.record import record_of
 from paretune.runner.run import run
 from paretune.study.config import Study
@@ -113,15 +116,46 @@ def test_local_workers_with_one_killed(study: Study, alone: Path, tmp_path: Path
     assert len(runners) >= 3, "two workers, and the one that was started again"
 
 
+@pytest.fixture
+def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where Ray keeps its files; elsewhere than pytest's, since names of sockets are short."""
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as name:
+        monkeypatch.setenv("RAY_TMPDIR", name)
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        yield Path(name)
+
+
 @pytest.mark.slow
-def test_ray_with_a_worker_killed(study: Study, alone: Path, tmp_path: Path) -> None:
+def test_ray_with_a_worker_killed(
+    study: Study, alone: Path, tmp_path: Path, ray_folder: Path
+) -> None:
     pytest.importorskip("ray")
+    # What a cluster leaves behind that was killed
+    (ray_folder / "ray").mkdir()
+    (ray_folder / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")
     killer = Killer(tmp_path / "out", signal.SIGKILL)
     killer.start()
     two = executor("ray", workers=2, device="cpu")
     run(study, tmp_path / "out", report=False, executor=two)
     assert killer.struck is not None
     same(alone, tmp_path / "out")
+
+
+def test_a_ray_cluster_that_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray")
+
+    def refuse(address: str, **_: object) -> None:
+        raise ConnectionError(f"Failed to connect to Ray cluster at {address}")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(UserError, match=r"RAY_ADDRESS 10\.0\.0\.1:6379: no cluster answers"):
+        executor("ray", workers=2).run(tmp_path, Silent())
+    monkeypatch.delenv("RAY_ADDRESS")
+    with pytest.raises(Fault, match="could be started on this machine"):
+        executor("ray", workers=2).run(tmp_path, Silent())
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from paretune.runner.run import run
 from paretune.runner.track import track
 from paretune.runner.watch import look, sparkline
 
+RUNNING = re.compile(r"lora r4 lr 0.005\s+running\s+\d+%")
 ARMS = "\n  - {method: lora, rank: [2, 4], learning_rate: 5e-3}\n"
 
 
@@ -57,14 +59,16 @@ def test_watch_on_a_running_study_in_a_real_terminal(tmp_path: Path) -> None:
     trains = subprocess.Popen(
         [*command, "run", "study.yaml", "--out", "out", "--no-report"], cwd=tmp_path
     )
-    session = f"watch-{tmp_path.name}"
-    tmux = ["tmux", "-L", session]
+    # A server of its own, and the signs of the curves also where the locale has none
+    tmux = ["tmux", "-u", "-S", str(tmp_path / "tmux")]
     try:
         deadline = time.monotonic() + 200
-        while not list(tmp_path.glob("out/arms/*/train.jsonl")):
+        while not _all_measured(tmp_path / "out"):
             assert trains.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.1)
+        # It stands still until it is watched, however slowly the watch starts
+        trains.send_signal(signal.SIGSTOP)
         plain = ["env", "-u", "COLUMNS", "-u", "LINES"]
         shown = " ".join(
             [*plain, *command, "watch", "out", "--every", "0.5", "&&", "echo", "ended-$?"]
@@ -77,19 +81,29 @@ def test_watch_on_a_running_study_in_a_real_terminal(tmp_path: Path) -> None:
         while time.monotonic() < deadline:
             done = subprocess.run([*tmux, "capture-pane", "-p"], capture_output=True, text=True)
             seen.append(done.stdout)
+            if RUNNING.search(done.stdout):
+                trains.send_signal(signal.SIGCONT)
             if "ended-0" in done.stdout:
                 break
             time.sleep(0.3)
     finally:
+        trains.send_signal(signal.SIGCONT)
         subprocess.run([*tmux, "kill-server"], check=False)
         trains.wait(timeout=200)
-    running = [s for s in seen if re.search(r"lora r4 lr 0.005\s+running\s+\d+%", s)]
+    running = [picture for picture in seen if RUNNING.search(picture)]
     assert running, seen[-1:]
     assert re.search(
         r"running\s+\d+%.*\d\.\d{3}.*[▁▂▃▄▅▆▇█].*\d+\s+[\d.]+ (s|min).*MB", running[-1]
     )
     assert "of training left" in running[-1]
     assert "2 of 2 arms have ended" in seen[-1]
+
+
+def _all_measured(folder: Path) -> bool:
+    """Every arm has trained, and its process has said how fast and with how much memory."""
+    if not list(folder.glob("arms/*/train.jsonl")):
+        return False
+    return all(view.left is not None and view.memory for view in look(folder))
 
 
 def test_tracking_sends_what_the_ledger_holds(

@@ -37,17 +37,29 @@ class OnRay:
         ray = self._ray
         ours = not ray.is_initialized()
         if ours:
-            address = os.environ.get("RAY_ADDRESS")
-            cpus = None if address else max(self._workers or 2, os.cpu_count() or 1)
-            ray.init(
-                address=address, num_cpus=cpus, include_dashboard=None if address else False,
-                log_to_driver=False, logging_level="ERROR",
-            )  # fmt: skip
+            self._connect(os.environ.get("RAY_ADDRESS"))
         try:
             self._run(folder, progress)
         finally:
             if ours:
                 ray.shutdown()
+
+    def _connect(self, address: str | None) -> None:
+        # Said outright where there is none: Ray by itself joins whatever it finds on this machine,
+        # and fails over the address that a cluster which was killed has left behind
+        settings: dict[str, Any] = {"address": address}
+        if not address:
+            cpus = max(self._workers or 2, os.cpu_count() or 1)
+            settings = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+        try:
+            self._ray.init(log_to_driver=False, logging_level="ERROR", **settings)
+        except ConnectionError as error:
+            if address:
+                raise UserError(
+                    f"RAY_ADDRESS {address}: no cluster answers there. Start it, or unset "
+                    "RAY_ADDRESS and one is started for this study"
+                ) from error
+            raise Fault(f"ray: no cluster could be started on this machine ({error})") from error
 
     def _run(self, folder: Path, progress: Progress) -> None:
         ray = self._ray

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from measurements import arguments, folder_of, row, show, update
+from task_study import sandbox_here
 
 from paretune.evaluate.items import score
 from paretune.evaluate.tasks.benchmarks import Benchmarks
@@ -93,6 +94,7 @@ def compare(task: Task, side: Side) -> list[dict[str, Any]]:
         load_tokenizer(side.base),
         load_config(side.base),
         end_of_text(side.base),
+        sandbox_here(),
     )
     view = frozen(side.base, side.device).view(None)
     written = built.writing.answers(view)

@@ -19,6 +19,8 @@ from typing import Any
 import yaml
 from measurements import arguments
 
+from paretune.errors import UserError
+from paretune.evaluate.sandbox.registry import AUTO, UNSAFE, open_sandbox
 from paretune.study.recipes import read_recipe
 
 NAME = "english-30m-tasks"
@@ -27,9 +29,21 @@ LEFT_OUT = ("checkpoints", "resume", "data", "figures", "singular_values.parquet
 LEARNING = "target/bits_per_byte"
 
 
+def sandbox_here() -> str:
+    """``auto``, or ``unsafe`` where this machine can have none: it should hold nothing of worth."""
+    try:
+        with open_sandbox() as sandbox:
+            print(f"programs run in the sandbox {sandbox.name}", flush=True)
+        return AUTO
+    except UserError as error:
+        print(f"programs run without protection: {error}", flush=True)
+        return UNSAFE
+
+
 def study(tiny: bool) -> dict[str, Any]:
     """The recipe; in a dry run with little of everything."""
     config: dict[str, Any] = yaml.safe_load(read_recipe(NAME))
+    config["sandbox"] = sandbox_here()
     config["checkpoints"] = {"keep": "all", "every_seconds": 45.0}
     if tiny:
         config["target"] |= {"items": 4, "data": {"from": "python-packages", "packages": "stdlib"}}

@@ -79,6 +79,10 @@ PORTIONS = {
         Step("scoring.py --rows hellaswag_1b,arms_1b", 230, 330),
         Step("scoring.py --rows hellaswag_7b", 190, 250),
     ),
+    "scoring_switches": (
+        Step("scoring_switches.py --rows several_arms_1b", 170, 280),
+        Step("scoring_switches.py --rows one_model_1b", 220, 300),
+    ),
     "agreement": (
         Step(
             "task_agreement.py --gpu --documents 0 --tasks hellaswag,arc_challenge,winogrande", 150

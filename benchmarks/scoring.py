@@ -155,12 +155,7 @@ def arms(shape: str) -> Rows:
         theirs = harness(peft, tokenizer, third, size)[0] * len(pairs) / len(third)
         del peft, model
         clear()
-        configs = [lora(16, 1e-4 * (1 + number)) for number in range(ARMS)]
-        cohort = lora_cohort(Base(name=folder), configs, DEVICE, arms_per_pass=ARMS)
-    generator = torch.Generator(DEVICE).manual_seed(0)
-    for flat in cohort.flats:
-        flat.values.normal_(0, 0.02, generator=generator)
-        flat.refresh()
+        cohort = drifted_cohort(folder)
     view = cohort.view(cohort.passes[0])
     ours(view, tokenizer, pairs[:8000])  # compiles
     seconds = ours(view, tokenizer, pairs)[0]
@@ -179,6 +174,17 @@ def arms(shape: str) -> Rows:
         goal="10x",
         device=CARD,
     )
+
+
+def drifted_cohort(folder: str) -> Trainee:
+    """Twelve LoRA arms over the base in a folder, far from where they began."""
+    configs = [lora(16, 1e-4 * (1 + number)) for number in range(ARMS)]
+    cohort = lora_cohort(Base(name=folder), configs, DEVICE, arms_per_pass=ARMS)
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    for flat in cohort.flats:
+        flat.values.normal_(0, 0.02, generator=generator)
+        flat.refresh()
+    return cohort
 
 
 def fastest(shape: str, model: Any, tokenizer: Any, pairs: Pairs) -> int:

@@ -165,8 +165,10 @@ def main() -> None:
     130 one by Ctrl-C. After the last three the same command goes on.
     """
     from paretune.runner.faults import explained
+    from paretune.runner.threads import give_up_on_dead_threads
     from paretune.study.secrets import redacted
 
+    give_up_on_dead_threads()
     # Threads that wait by spinning starve each other when the cores are shared with other work:
     # on two busy cores training went nine times faster with threads that sleep
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -60,7 +60,9 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from paretune.runner.faults import explained
     from paretune.runner.stop import STOP
+    from paretune.runner.threads import give_up_on_dead_threads
 
+    give_up_on_dead_threads()
     if given.parent and os.getppid() != parent:
         sys.exit(1)  # it was gone before we asked to be told
     try:

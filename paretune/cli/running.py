@@ -101,11 +101,19 @@ def track(
     module: Annotated[
         str, typer.Option("--with", help="A package with W&B's API: wandb, trackio.")
     ] = "wandb",
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Send while the study runs, until it has ended.")
+    ] = False,
+    every: Annotated[float, typer.Option("--every", help="Seconds between looks.")] = 10.0,
 ) -> None:
     """Send a study's curves and scores to a tracker with the W&B API."""
     from paretune.runner.track import track as send
 
-    typer.echo(f"{send(folder, project=project, module=module)} arms are sent")
+    try:
+        sent = send(folder, project=project, module=module, follow=every if follow else None)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    typer.echo(f"{sent} arms are sent")
 
 
 def _run(

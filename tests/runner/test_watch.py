@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -106,28 +107,107 @@ def _all_measured(folder: Path) -> bool:
     return all(view.left is not None and view.memory for view in look(folder))
 
 
-def test_tracking_sends_what_the_ledger_holds(
-    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Offline, read back from the file that W&B would send."""
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where W&B writes what it would send."""
     pytest.importorskip("wandb")
-    from wandb.proto import wandb_internal_pb2
-
     for name, value in {"MODE": "offline", "DIR": str(tmp_path), "SILENT": "true"}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
+    return tmp_path
+
+
+def test_tracking_sends_what_the_ledger_holds(done: Path, offline: Path) -> None:
     assert track(done) == 2
+    assert losses_sent(offline) == losses_kept(done)
+
+
+@pytest.mark.slow
+def test_tracking_follows_a_study_that_runs(tmp_path: Path, offline: Path) -> None:
+    """Beside the process that trains; curves of both arms arrive while none has ended."""
+    (tmp_path / "study.yaml").write_text(study_text(tmp_path, arms=ARMS, at="60ba", every=0.2))
+    command = [sys.executable, "-m", "paretune"]
+    trains = subprocess.Popen(
+        [*command, "run", "study.yaml", "--out", "out", "--no-report"], cwd=tmp_path
+    )
+    deadline = time.monotonic() + 200
+    try:
+        while not _all_measured(tmp_path / "out"):
+            assert trains.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        trains.send_signal(signal.SIGSTOP)
+        sends = subprocess.Popen(
+            [*command, "track", "out", "--follow", "--every", "0.2"],
+            cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        while not losses_sent(offline):
+            assert sends.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        early = len(losses_sent(offline))
+    finally:
+        trains.send_signal(signal.SIGCONT)
+        assert trains.wait(timeout=200) == 0
+    assert sends.communicate(timeout=100)[0] == "2 arms are sent\n"
+    assert losses_sent(offline) == losses_kept(tmp_path / "out")
+    assert 0 < early < len(losses_kept(tmp_path / "out")) == 120
+
+
+def losses_sent(folder: Path) -> list[float]:
+    """Read back from the files that W&B would send."""
+    from wandb.proto import wandb_internal_pb2
+
     found: list[dict[str, Any]] = []
-    for path in tmp_path.glob("wandb/offline-run-*/*.wandb"):
+    for path in folder.glob("wandb/offline-run-*/*.wandb"):
         for content in records(path.read_bytes()):
             record = wandb_internal_pb2.Record()
             record.ParseFromString(content)
             if record.HasField("history"):
                 items = record.history.item
                 found.append({item.key or item.nested_key[0]: item.value_json for item in items})
-    losses = sorted(float(row["main/loss"]) for row in found)
+    return sorted(float(row["main/loss"]) for row in found if "main/loss" in row)
+
+
+def losses_kept(folder: Path) -> list[float]:
+    ledger = Ledger(folder)
+    return sorted(row["loss"] for arm in ledger.arms() for row in ledger.curve(arm))
+
+
+def test_tracking_with_a_package_whose_runs_have_no_summary(
+    done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As trackio's: a run is what init returns, and has log and finish."""
+    seen: dict[str, list[dict[str, Any]]] = {}
+
+    class Run:
+        def __init__(self, name: str) -> None:
+            self.rows = seen.setdefault(name, [])
+
+        def log(self, values: dict[str, Any]) -> None:
+            self.rows.append(values)
+
+        def finish(self) -> None:
+            self.rows.append({})
+
+    def init(project: str, name: str, group: str, config: dict[str, Any]) -> Run:
+        return Run(name)
+
+    tracker = ModuleType("trackio")
+    monkeypatch.setattr(tracker, "init", init, raising=False)
+    monkeypatch.setitem(sys.modules, "trackio", tracker)
+    assert track(done, module="trackio") == 2
     ledger = Ledger(done)
-    kept = [row["loss"] for arm in ledger.arms() for row in ledger.curve(arm)]
-    assert losses == sorted(kept)
+    for arm_id, arm in ledger.arms().items():
+        *rows, last = seen[arm.label]
+        assert last == {}
+        scores = {(row["metric"], row["tokens"], row["value"]) for row in ledger.scores(arm_id)}
+        assert scores == {
+            (metric, row["tokens"], row[metric])
+            for row in rows
+            for metric in row.keys() - {"tokens"}
+            if "step" not in row
+        }
+        assert len(rows) == len(scores) + len(ledger.curve(arm_id))
 
 
 def records(content: bytes) -> Iterator[bytes]:

@@ -52,6 +52,7 @@ PORTIONS = {
         Step("-m pytest tests/train/test_on_a_gpu.py tests/spectrum/test_solvers.py -q", 80),
         Step("variants.py --rows full_cohort_01b,agreement", 150, 200),
         Step("cohort.py --rows lora_7b,full_3b", 130, 240),
+        Step("throughput.py", 70, 120),
     ),
     "switches": (
         Step("cohort.py --rows switches_7b", 160),

@@ -19,8 +19,9 @@ from runner_helpers import small_study, study_text, write_text_rows
 import paretune
 from paretune import UserError
 from paretune.analyse.results import tidy, to_csv
-from paretune.errors import Damaged
+from paretune.errors import Damaged, Stopped
 from paretune.files import read_jsonl, read_sealed
+from paretune.runner import repair
 from paretune.runner.ledger import Ledger
 from paretune.runner.run import run
 from paretune.study.config import Study
@@ -213,3 +214,20 @@ def test_two_runs_at_once_share_the_arms(whole: Path, tmp_path: Path) -> None:
     assert len(trained) == 1
     frame = pd.read_json(next((tmp_path / "out").glob("arms/*/scores.jsonl")), lines=True)
     assert not frame.duplicated(["tokens", "metric"]).any()
+
+
+def test_being_asked_to_stop_sets_nothing_aside(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM while a sound file is read."""
+
+    def stop(path: Path) -> None:
+        raise Stopped("stopped by SIGTERM")
+
+    ledger = Ledger.open(copy)
+    arms = ledger.study().arms
+    monkeypatch.setattr(repair, "read_sealed", stop)
+    before = sorted(copy.rglob("*"))
+    with pytest.raises(Stopped):
+        repair.Repair(ledger, lambda path, reason: None).study(arms)
+    assert sorted(copy.rglob("*")) == before

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from paretune.errors import UserError
+from paretune.errors import Stopped, UserError
 from paretune.evaluate.sandbox import Limits, Program, Sandbox, Verdict, open_sandbox, registry
 from paretune.evaluate.sandbox.pool import REFERENCE_PROGRAM, Pool
 
@@ -325,6 +325,19 @@ def test_where_none_can_be_had_it_refuses(monkeypatch: pytest.MonkeyPatch) -> No
         assert judge(nothing, "def f(): return 1", "assert f() == 1").passed
 
 
+@pytest.mark.parametrize("name", ["auto", "namespaces"])
+def test_being_asked_to_stop_is_no_refusal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM while one starts: the process stops, instead of saying that it cannot be had."""
+
+    def stop(**_: object) -> Sandbox:
+        raise Stopped("stopped by SIGTERM")
+
+    for each in ("bubblewrap", "namespaces", "landlock"):
+        monkeypatch.setitem(registry._FACTORIES, each, stop)
+    with pytest.raises(Stopped, match=r"^stopped by SIGTERM$"):
+        open_sandbox(name)
+
+
 def test_a_kernel_without_user_namespaces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Really refused by the kernel: in a namespace whose limit of user namespaces is 0."""
     if os.geteuid() != 0:
@@ -334,7 +347,7 @@ def test_a_kernel_without_user_namespaces(monkeypatch: pytest.MonkeyPatch, tmp_p
         "from paretune.evaluate.sandbox.confined import linux\n"
         "linux.unshare(linux.CLONE_NEWUSER)\n"
         "open('/proc/sys/user/max_user_namespaces', 'w').write('0')\n"
-        "from paretune.errors import UserError\n"
+        "from paretune.errors import Stopped, UserError\n"
         "from paretune.evaluate.sandbox import open_sandbox\n"
         "try:\n    open_sandbox('namespaces', workers=1)\n"
         "except UserError as error:\n    print(error)\n"

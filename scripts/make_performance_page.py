@@ -100,7 +100,7 @@ def _below(rows: list[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
         goal = re.match(r"at least ([\d.]+) times the peer", row["goal"])
-        if goal and row["ratio"] < float(goal[1]):
+        if goal and row["ratio"] and row["ratio"] < float(goal[1]):
             what = f"{row['name']}, {row['work']}: {row['ratio']:.2f} times {row['peer']}"
             lines.append(f"- {what}; the goal is {float(goal[1]):g}.")
         share = re.match(r"at most ([\d.]+) of the peer's", row["goal"])

@@ -41,21 +41,25 @@ def instruct_row(count: int, goal: float) -> Rows:
         mine = ours(trainer, name)
         where = profile(trainer) if DEVICE.type == "cuda" else ""
         del trainer
-        ways = {
-            "packed rows (bfd)": (True, batch),
-            "padded, grouped by length": (False, batch * 12),
-        }
-        for way, (packing, rows) in ways.items() if not TRL else ():
-            clear()
-            settings: dict[str, Any] = {"length": length, "batch": rows, "rank": 16, "rate": 1e-4}
+        # Of padded batches the largest that fits: the first one holds the longest pairs
+        ways = {"packed rows (bfd)": (True, [batch])}
+        ways |= {"padded, grouped by length": (False, [12 * batch, 6 * batch, 3 * batch])}
+        for way, (packing, sizes) in ways.items() if not TRL else ():
+            settings: dict[str, Any] = {"length": length, "rank": 16, "rate": 1e-4}
             settings |= {"folder": folder / "trl", "warm": warm, "steps": steps}
-            try:
-                TRL[way] = trl_loop(name, chosen, tokens, packing=packing, **settings)
-            except Exception:  # one of its ways may not fit; the other is the peer then
-                traceback.print_exc()
-                continue
-            timing, peer_tokens = TRL[way]
-            print(f"  TRL, {way}: {peer_tokens / timing.seconds:,.0f} tokens/s", flush=True)
+            for size in sizes:
+                clear()
+                try:
+                    found = trl_loop(name, chosen, tokens, packing=packing, batch=size, **settings)
+                except torch.OutOfMemoryError:
+                    print(f"  TRL, {way}: {size} rows do not fit", flush=True)
+                except Exception:  # the other way is the peer then
+                    traceback.print_exc()
+                    break
+                else:
+                    timing, peer_tokens = TRL[f"{way}, {size} a batch"] = found
+                    print(f"  TRL, {way}: {peer_tokens / timing.seconds:,.0f} tokens/s", flush=True)
+                    break
     clear()
     # Other batches than ours, from the same weights: the first losses are close
     first = {way: timing.losses[0] for way, (timing, _) in TRL.items()}

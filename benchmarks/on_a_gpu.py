@@ -64,9 +64,10 @@ PORTIONS = {
         Step("cohort.py --rows instruct_12,instruct_1", 200, 300),
         Step("cohort.py --rows rounding", 150, 240),
     ),
-    # Needs 110 GiB of device memory; then the rows that were measured beside one peer's memory
+    # What needs 100 GiB of device memory; then rows that were measured beside one peer's memory
     "large": (
         Step("cohort.py --rows full_7b", 90),
+        Step("decoding.py --rows cohort_7b", 130, 220),
         Step("cohort.py --rows lora_1b,lora_01b,lora_3b", 240, 400),
     ),
     # Give it again until both say done: each goes on where it stopped, in the same --work
@@ -90,10 +91,7 @@ PORTIONS = {
         ),
         Step("task_agreement.py --gpu --written 164 --tasks humaneval,gsm8k", 150, 240),
     ),
-    "decoding": (
-        Step("decoding.py --rows cohort_1b,humaneval_1b", 170, 300),
-        Step("decoding.py --rows cohort_7b", 150, 250),
-    ),
+    "decoding": (Step("decoding.py --rows cohort_1b,humaneval_1b", 170, 300),),
     "whole_study": (Step("whole_study.py", 420, 565),),
     "variants": (
         Step("variants.py --rows variants_1b", 240, 360),

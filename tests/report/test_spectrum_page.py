@@ -34,6 +34,13 @@ def test_text_is_that_of_the_data(folder: Path, monkeypatch: pytest.MonkeyPatch)
         assert spectra is not None
         names = list(spectrum_figures(findings, spectra))
         fresh = page_text(findings, spectra, judge(study)[0], names)
+        readme = folder / "README.md"
+        if readme.exists():  # a study with benchmark tasks has a page of scores, too
+            from make_task_study_page import FIGURES
+            from make_task_study_page import page as whole
+
+            drawn = [name for name in FIGURES if (folder / f"{name}.svg").exists()]
+            assert readme.read_text(encoding="utf-8") == whole(study, findings, drawn)
     assert page == fresh, f"run: python scripts/make_spectrum_page.py {folder.name}"
     for name in re.findall(r"\]\(([^)#]+)\)", page):
         assert (folder / name).is_file(), name

@@ -55,7 +55,7 @@ def test_watch_on_a_running_study_in_a_real_terminal(tmp_path: Path) -> None:
     """In tmux: what a user sees while another process trains, and that it ends by itself."""
     if subprocess.run(["which", "tmux"], capture_output=True).returncode:
         pytest.skip("tmux is not installed")
-    (tmp_path / "study.yaml").write_text(study_text(tmp_path, arms=ARMS, at="3ep", every=0.2))
+    (tmp_path / "study.yaml").write_text(study_text(tmp_path, arms=ARMS, at="1ep", every=0.2))
     command = [sys.executable, "-m", "paretune"]
     trains = subprocess.Popen(
         [*command, "run", "study.yaml", "--out", "out", "--no-report"], cwd=tmp_path

@@ -12,9 +12,14 @@ from typing import TYPE_CHECKING, Any
 from paretune.version import VERSION
 
 if TYPE_CHECKING:
+    from paretune.analyse.cost import costs
+    from paretune.analyse.flips import flips
     from paretune.analyse.frontier import frontier
+    from paretune.analyse.hypervolume import hypervolumes
     from paretune.analyse.matched import matched
+    from paretune.analyse.pairs import compare_pairs
     from paretune.analyse.results import tidy
+    from paretune.analyse.sensitivity import sensitivity
     from paretune.errors import UserError, UserErrors
     from paretune.report.figures import charts
     from paretune.runner.advise import advice as advise
@@ -47,8 +52,12 @@ _WHERE = {
     "charts": "paretune.report.figures",
     "claims": "paretune.runner.claims",
     "compare": "paretune.runner.compare",
+    "compare_pairs": "paretune.analyse.pairs",
+    "costs": "paretune.analyse.cost",
     "export": "paretune.runner.export",
+    "flips": "paretune.analyse.flips",
     "frontier": "paretune.analyse.frontier",
+    "hypervolumes": "paretune.analyse.hypervolume",
     "load": "paretune.runner.record:record_of",
     "load_study": "paretune.study.yamlfile",
     "matched": "paretune.analyse.matched",
@@ -56,6 +65,7 @@ _WHERE = {
     "parse_study": "paretune.study.yamlfile",
     "plan": "paretune.runner.planner",
     "run": "paretune.runner.run",
+    "sensitivity": "paretune.analyse.sensitivity",
     "status": "paretune.runner.status",
     "study_spectra": "paretune.runner.spectrum",
     "tidy": "paretune.analyse.results",
@@ -75,8 +85,12 @@ __all__ = [
     "charts",
     "claims",
     "compare",
+    "compare_pairs",
+    "costs",
     "export",
+    "flips",
     "frontier",
+    "hypervolumes",
     "load",
     "load_study",
     "matched",
@@ -84,6 +98,7 @@ __all__ = [
     "parse_study",
     "plan",
     "run",
+    "sensitivity",
     "status",
     "study_spectra",
     "tidy",

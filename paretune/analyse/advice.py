@@ -130,7 +130,7 @@ def _decide(candidates: Candidates, blank: Advice, places: list[int]) -> Advice:
     return replace(
         blank,
         sure=sure,
-        headline=_headline(chosen, others, sure, candidates.limit, bool(certain)),
+        headline=_headline(candidates, chosen, others, sure, bool(certain)),
         why=_why(candidates, top, places, pool, certain),
         choice=chosen,
         rivals=others,
@@ -146,10 +146,11 @@ def _why(
 ) -> list[str]:
     x, y = candidates.learning[0], candidates.forgetting[0]
     chosen = candidates.candidate(top)
+    learned, forgot = candidates.units
     lines = [
-        f"It learned {span(chosen.learning, chosen.learning_low, chosen.learning_high)} and "
-        f"forgot {span(chosen.forgetting, chosen.forgetting_low, chosen.forgetting_high)} "
-        f"(n {_n(candidates.evidence, 0)} and {_n(candidates.evidence, 1)} items)."
+        f"It learned {span(chosen.learning, chosen.learning_low, chosen.learning_high)} {learned} "
+        f"and forgot {span(chosen.forgetting, chosen.forgetting_low, chosen.forgetting_high)} "
+        f"{forgot} (n {_n(candidates.evidence, 0)} and {_n(candidates.evidence, 1)} items)."
     ]
     if candidates.limit is not None:
         if candidates.resampled:
@@ -197,9 +198,14 @@ def _table(candidates: Candidates, places: list[int]) -> list[Candidate]:
 
 
 def _headline(
-    chosen: Candidate, rivals: list[Candidate], sure: Sure, limit: float | None, certain: bool
+    candidates: Candidates,
+    chosen: Candidate,
+    rivals: list[Candidate],
+    sure: Sure,
+    certain: bool,
 ) -> str:
-    bound = f" while forgetting at most {limit:g}" if limit is not None else ""
+    limit, unit = candidates.limit, candidates.units[1]
+    bound = f" while forgetting at most {limit:g} {unit}" if limit is not None else ""
     told = f"Take {chosen.words}: it learned most{bound}"
     if limit is None:
         told = f"{chosen.words} learned most of all; name a limit on forgetting for a choice"

@@ -74,6 +74,7 @@ class Candidates:
         self.forgetting = _means(evidence.draws("forgetting"), self.cells)
         self.resampled = evidence.points.resampled > 1
         self.names = evidence.record.names()
+        self.units = evidence.unit("learning"), evidence.unit("forgetting")
         if not self.resampled:
             self.notes.append("One item cannot be resampled, so nothing is known of the errors.")
         elif not evidence.repeats[1]:
@@ -141,13 +142,18 @@ class Candidates:
 
 
 def span(value: float, low: float | None, high: float | None) -> str:
+    """A value with its interval in brackets, where it has one."""
     return f"{value:.3g}" if low is None or high is None else f"{value:.3g} [{low:.3g}, {high:.3g}]"
 
 
 def share_words(value: float | None) -> str:
+    """A probability in two digits; never rounded to certainty, nor up to what counts as sure."""
     if value is None:
         return "unknown"
-    return "over 0.99" if value > 0.99 else "under 0.01" if value < 0.01 else f"{value:.2f}"
+    if value > 0.99 or value < 0.01:
+        return "over 0.99" if value > 0.99 else "under 0.01"
+    text = f"{value:.2f}"
+    return f"{np.floor(value * 1000) / 1000:.3f}" if value < SURE <= float(text) else text
 
 
 def _means(draws: Floats, cells: list[tuple[str, int, list[int]]]) -> Floats:

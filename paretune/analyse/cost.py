@@ -31,7 +31,9 @@ def costs(
 
     ``seconds`` are of training and scoring up to the budget, in proportion to its tokens, each arm
     of a cohort with an equal share of it. ``trained`` counts trained parameters and ``bytes`` is
-    what they take in float32: a LoRA arm's adapter, a full arm's whole model. A point is on the
+    what they take in float32: a LoRA arm's adapter, a full arm's whole model; without ``trained``
+    it is the size of a checkpoint that was kept. ``peak_memory`` is in bytes, that of the arm's
+    whole cohort, where it was measured (on a GPU). A point is on the
     cost frontier when no other learned at least as much, forgot at most as much and took at most
     as many seconds and bytes, with one of them better. Unknown costs are missing and leave their
     part of the comparison out.
@@ -52,6 +54,8 @@ def costs(
         strict=True,
     ):
         count = (trained or {}).get(arm)
+        status = record.status.get(arm, {})
+        stored = status.get("checkpoint_bytes", np.nan)
         rows.append(
             (
                 arm,
@@ -60,8 +64,8 @@ def costs(
                 forgot,
                 seconds_at(record, arm, int(tokens)),
                 np.nan if count is None else count,
-                np.nan if count is None else BYTES * count,
-                record.status.get(arm, {}).get("peak_memory", np.nan),
+                stored if count is None else BYTES * count,
+                status.get("peak_memory", np.nan),
                 bool(on),
                 False,
             )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from paretune.analyse.matched import Matched
 from paretune.report.findings import Findings
 from paretune.report.style import interval, number, seconds, tokens
-from paretune.report.words import method_words, sentence, unit_words
+from paretune.report.words import IN_SHORT, method_words, sentence, unit_words
 
 SHOWN = 6  # arms named in a sentence before "and N more"
 SURE = 0.95
@@ -40,7 +40,7 @@ def answer(findings: Findings) -> Answer:
         headline = f"Only {method_words(group)} has scores, so no methods are compared."
         return Answer(headline, [*_frontier(findings), *study])
     headline, sure = _headline(findings, pairs[0])
-    return Answer(headline, [*sure, *_frontier(findings), *study])
+    return Answer(headline, [*sure, *_frontier(findings), *_in_short(findings), *study])
 
 
 def measure(findings: Findings, metric: str) -> str:
@@ -100,6 +100,13 @@ def _headline(findings: Findings, pair: Matched) -> tuple[str, list[tuple[str, s
     return headline, [equal, ("How sure", sure)]
 
 
+def _in_short(findings: Findings) -> list[tuple[str, str]]:
+    """What the units of both axes mean; nothing where they speak for themselves."""
+    units = dict.fromkeys(findings.unit(metric) for metric in (findings.main, findings.learning))
+    known = [IN_SHORT[unit] for unit in units if unit in IN_SHORT]
+    return [("In words", sentence("; ".join(known)) + ".")] if known else []
+
+
 def _frontier(findings: Findings) -> list[tuple[str, str]]:
     frame = findings.frontiers[findings.main]
     kept = frame[frame["on_frontier"]]
@@ -109,7 +116,8 @@ def _frontier(findings: Findings) -> list[tuple[str, str]]:
     sure = ""
     if frame["probability"].notna().all():
         count = int((kept["probability"] >= SURE).sum())
-        sure = f", {count} of them in at least {SURE:.0%} of resamples"
+        share = "all" if count == len(kept) else "none" if not count else str(count)
+        sure = f", {share} of them in at least {SURE:.0%} of resamples"
     series = {arm: one.name for one in findings.series for arm in one.arms}
     ordered = kept.sort_values("learning", ascending=False, kind="stable")
     names = list(dict.fromkeys(series[arm] for arm in ordered["arm"]))

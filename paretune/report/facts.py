@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
+from paretune.analyse.cost import costs
 from paretune.analyse.record import StudyRecord
 from paretune.errors import UserError
 from paretune.report.findings import Findings
-from paretune.report.style import group_colour, interval, number, seconds, size
+from paretune.report.style import group_colour, interval, number, seconds, size, tokens
 from paretune.report.words import metric_note, sentence
 
 VERDICTS = ("supported", "contradicted", "unresolved")
 # Costs in bytes that a status may hold beside its seconds
-COSTS = {"peak_memory": "peak memory", "checkpoint_bytes": "checkpoint"}
+COSTS = {"peak_memory": "peak memory of its cohort", "checkpoint_bytes": "checkpoint"}
 
 
 def data_rows(record: StudyRecord) -> list[dict[str, str]]:
@@ -65,7 +67,9 @@ def facts(record: StudyRecord) -> dict[str, list[tuple[str, str]]]:
     if spent:
         time.append(("in all", seconds(sum(float(value) for value in spent.values()))))
     known = ("started", "finished", "runs")
-    time += [(name, str(provenance[name])) for name in known if provenance.get(name) is not None]
+    time += [
+        (name, _moment(provenance[name])) for name in known if provenance.get(name) is not None
+    ]
     shown = {"base", "device", "versions", "seconds", "command", "data", *known}
     other = [
         pair
@@ -85,8 +89,17 @@ def metric_notes(findings: Findings) -> list[tuple[str, str]]:
 
 
 def cost_rows(findings: Findings) -> dict[str, Any]:
-    """What each series cost: seconds of device time, and bytes where the ledger knows them."""
+    """What each series cost: seconds of device time, and bytes where the ledger knows them.
+
+    ``frontier`` names the budgets at which the series is on the frontier when cost counts too.
+    """
     record = findings.record
+    table = costs(record, points=findings.points[findings.main])
+    worth: dict[str, list[int]] = {}
+    for arm, count in table.loc[table["on_cost_frontier"], ["arm", "tokens"]].itertuples(
+        index=False
+    ):
+        worth.setdefault(arm, []).append(int(count))
     rows = []
     for one in findings.series:
         spent = [record.status.get(arm, {}) for arm in one.arms]
@@ -102,6 +115,10 @@ def cost_rows(findings: Findings) -> dict[str, Any]:
             "seconds": seconds(each),
             "duration": each,
             "rate": number(each / trained * 1e6, 3) if trained else "–",
+            "frontier": ", ".join(
+                tokens(count)
+                for count in sorted({b for arm in one.arms for b in worth.get(arm, [])})
+            ),
         }
         for key in COSTS:
             known = [float(status[key]) for status in spent if status.get(key) is not None]
@@ -138,13 +155,22 @@ def _claims(content: dict[str, Any]) -> dict[str, Any]:
                 "effect": number(effect, 3),
                 "unit": "" if effect is None else claim["unit"],
                 "sort": "" if effect is None else effect,
-                "interval": interval(low, high, 3),
+                "interval": _interval(low, high),
                 "reason": claim["reason"],
                 "resolve": claim["what_would_resolve_it"],
             }
         )
     counts = {name: sum(row["verdict"] == name for row in rows) for name in VERDICTS}
     return {"rows": rows, "counts": counts, "notes": content.get("notes", [])}
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    """An interval that may be open on one side."""
+    if low is None and high is not None:
+        return f"at most {number(high, 3)}"
+    if low is not None and high is None:
+        return f"at least {number(low, 3)}"
+    return interval(low, high, 3)
 
 
 def advice_of(content: Any) -> dict[str, Any] | None:
@@ -176,9 +202,21 @@ def _pairs(value: Any) -> list[tuple[str, str]]:
     ]
 
 
+def _moment(value: Any) -> str:
+    """A time as people write it; anything else as it is."""
+    try:
+        moment = datetime.fromisoformat(str(value))
+    except ValueError:
+        return str(value)
+    if moment.utcoffset() is None:
+        return str(value)
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
 def _source(value: Any) -> str:
     if isinstance(value, dict):
-        parts = {k: v for k, v in value.items() if v is not None and k != "from"}
+        # A column of the name that it has by default says nothing
+        parts = {k: v for k, v in value.items() if v is not None and k not in ("from", v)}
         shown = ", ".join(f"{k} {v}" for k, v in parts.items())
         return f"{value.get('from', '')}{': ' if shown else ''}{shown}"
     return str(value or "")

@@ -8,7 +8,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from paretune.report import facts, tables
+from paretune.report import facts, method_tables, tables
 from paretune.report.answer import answer
 from paretune.report.figures import MAIN
 from paretune.report.findings import Findings
@@ -61,6 +61,8 @@ def page(
         scores=tables.scores(findings),
         matched=tables.matched_rows(findings),
         levels=tables.level_rows(findings),
+        rates=method_tables.rate_rows(findings),
+        areas=method_tables.area_rows(findings),
         equal_rate=tables.equal_rate_rows(findings),
         claims=facts.claims_of(claims),
         advice=facts.advice_of(advice),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from paretune.analyse.flips import flips
 from paretune.analyse.record import BASE
 from paretune.report.findings import Findings
 from paretune.report.style import group_colour, interval, number, seconds, tokens
@@ -19,6 +20,7 @@ def scores(findings: Findings) -> dict[str, Any]:
     """
     results = findings.results
     metrics = findings.record.metrics()
+    flipped = _flipped(findings)
     heads = []
     best: dict[str, float] = {}
     for metric in metrics:
@@ -45,6 +47,7 @@ def scores(findings: Findings) -> dict[str, Any]:
             "change": number(row["change"], 3),
             "interval": interval(row["change_low"], row["change_high"], 3),
             "n": int(row["n"]),
+            "flips": flipped.get((str(row["arm"]), int(row["tokens"]), metric)),
             "best": row["arm"] != BASE and row["value"] == best.get(metric),
             "reason": None if pd.isna(row["reason"]) else str(row["reason"]),
         }
@@ -68,6 +71,16 @@ def scores(findings: Findings) -> dict[str, Any]:
         "heads": heads,
         "rows": body,
         "budgets": [(count, tokens(count)) for count in budgets],
+    }
+
+
+def _flipped(findings: Findings) -> dict[tuple[str, int, str], str]:
+    """Items behind each change of an accuracy, by arm, budget and metric."""
+    return {
+        (row["arm"], int(row["tokens"]), row["metric"]): (
+            f"{row['learned']} learned, {row['forgotten']} forgotten"
+        )
+        for row in flips(findings.record).to_dict("records")
     }
 
 

@@ -41,6 +41,12 @@ OF_PROMPTS = {
     "similarity",
     "token_entropy",
 }
+# What a reader needs to know of a unit before the first number
+IN_SHORT = {
+    "nats/token": "KL in nats per token is how far an arm's next-token probabilities are from the "
+    "base's: 0 is no change, and more is more forgotten",
+    "bits/byte": "bits per byte is what a model needs to encode a byte of text: fewer is better",
+}
 NOTES = {
     "bits_per_byte": "Negative log-likelihood in bits of the held-out text (for pairs: of the "
     "responses), divided by its UTF-8 bytes. Lower is better; independent of the tokenizer.",

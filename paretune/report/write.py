@@ -21,6 +21,10 @@ PAPER = {
     "frontier": "Figure 1: learning against forgetting",
     "learning": "Figure 2: learning over training tokens",
     "forgetting": "Figure 3: forgetting over training tokens",
+    "ablation-regularisers": "Figure 4: LoRA against weight decay and dropout",
+    "ablation-diversity": "Figure 5: different answers, right and wrong",
+    "spectrum-layers": "Figure 6: the rank of the update, layer by layer",
+    "ablation-targets": "Figure 7: which matrices are adapted",
     "rate-learning": "Figure S1: learning over learning rates",
 }
 

@@ -114,8 +114,8 @@ def advice_text(found: Advice, folder: Path) -> str:
         lines += [_wrap(f"{i}. {step}", "  ") for i, step in enumerate(found.next, start=1)]
     lines += ["", *(_wrap(note) for note in found.notes)] if found.notes else []
     lines.append(
-        _wrap(f"Learning is {found.learning_metric}, forgetting {found.forgetting_metric}; "
-              "brackets are 95% intervals.")
+        _wrap(f"Learning is the gain over the base in {found.learning_metric}, forgetting the "
+              f"loss in {found.forgetting_metric}; brackets are 95% intervals.")
     )  # fmt: skip
     return "\n".join(lines)
 

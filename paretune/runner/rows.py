@@ -81,6 +81,14 @@ class LogRow(TypedDict):
 
 
 @with_config(ConfigDict(extra="allow"))
+class PaceRow(TypedDict):
+    """What a cohort on a GPU notes of its memory after a few steps."""
+
+    arms: list[StrictStr]
+    measured_bytes: _Count
+
+
+@with_config(ConfigDict(extra="allow"))
 class EndedRow(TypedDict):
     """What a process notes at its end."""
 
@@ -112,6 +120,7 @@ SCORES = TypeAdapter(list[ScoreRow])
 CURVE = TypeAdapter(list[CurveRow])
 STATUS = TypeAdapter(StatusRecord)
 LOG_ROW = TypeAdapter(LogRow)
+PACE = TypeAdapter(PaceRow)
 ENDED = TypeAdapter(EndedRow)
 FACTS = TypeAdapter(Facts)
 COHORTS = TypeAdapter(CohortsRecord)

@@ -15,6 +15,7 @@ from claims_studies import X, Y, full, lora, made
 from synthetic_study import items_frame, record_of, study
 
 from paretune.analyse.advice import advise
+from paretune.analyse.candidates import share_words
 from paretune.analyse.curves import (
     PER,
     PRIOR_FALL,
@@ -40,11 +41,19 @@ def test_the_limit_decides_and_the_best_within_it_is_taken() -> None:
     assert (found.choice.group, found.choice.tokens) == ("lora r16", 1000)
     assert found.sure == "sure"
     assert found.choice.within > 0.99
-    assert "at most 0.25" in found.headline
+    assert "at most 0.25 nats/token" in found.headline
+    assert "bits/byte and forgot" in found.why[0]
     looser = advise(record, forget_at_most=0.4)
     assert (looser.choice.group, looser.choice.tokens) == ("full", 2000)
     json.dumps(found.record())
     assert "0.25" in advice_text(found, Path("study"))
+
+
+def test_a_probability_is_not_rounded_up_to_what_counts_as_sure() -> None:
+    assert share_words(0.9479) == "0.947"
+    assert [share_words(p) for p in (0.95, 0.5, 0.996, 0.004)] == [
+        "0.95", "0.50", "over 0.99", "under 0.01",
+    ]  # fmt: skip
 
 
 def test_equal_arms_are_not_told_apart() -> None:

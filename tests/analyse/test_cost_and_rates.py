@@ -87,6 +87,10 @@ def test_cost_makes_cheap_points_count() -> None:
     assert (point["seconds"], point["trained"], point["bytes"]) == (5.0, 100, 400)
     assert table.loc[(small.id, 1000), "seconds"] == pytest.approx(2.5)
     assert np.isnan(costs(record)["bytes"]).all()
+    record.status[small.id] |= {"checkpoint_bytes": 2_000, "peak_memory": 5_000}
+    kept = costs(record).set_index(["arm", "tokens"]).loc[small.id]
+    assert (kept["bytes"] == 2_000).all()
+    assert (kept["peak_memory"] == 5_000).all()
     record.status[small.id] = {"state": "done"}
     assert np.isnan(seconds_at(record, small.id, 1000))
 

@@ -14,8 +14,10 @@ from synthetic_study import METRICS, config, items_frame, pocket_arms, record_of
 
 from paretune.report.answer import answer
 from paretune.report.compare import Studied, compare_page, differences, shared_metrics
+from paretune.report.facts import data_rows, facts
 from paretune.report.figures import figures, specifications
 from paretune.report.findings import Findings
+from paretune.report.method_tables import area_rows, rate_rows
 from paretune.report.page import embedded_json, page
 from paretune.report.style import group_colour, interval, number, seconds, tokens
 from paretune.report.words import metric_words
@@ -108,6 +110,43 @@ def test_the_page_says_what_was_found_and_what_was_run(pocket_report: Path) -> N
         assert arm.label in text
     for metric in METRICS:
         assert metric_words(metric) in text.replace("Bits", "bits").replace("Cloze", "cloze")
+
+
+def test_methods_are_told_apart_by_rate_area_and_cost(pocket_report: Path) -> None:
+    findings = Findings.of(study())
+    rates = {row["group"]: row for row in rate_rows(findings)}
+    assert list(rates) == ["full", "lora r4", "lora r16", "lora r64"]
+    assert rates["full"]["best"] == "0.001"
+    assert rates["full"]["open"] == "at the end of those tried"
+    assert rates["lora r4"]["ratio"] == "4"
+    areas = [row["group"] for row in area_rows(findings)]
+    assert areas == ["all arms", "full", "lora", "lora r4", "lora r16", "lora r64"]
+    one_rate = study(arms=[arm for arm in pocket_arms() if arm.learning_rate == 1e-3])
+    assert rate_rows(Findings.of(one_rate)) == []
+    text = Reader((pocket_report / "report.html").read_text()).text
+    for words in ("Methods as a whole", "worth its cost at", "In words", "learned, "):
+        assert words in text
+
+
+def test_items_that_flipped_stand_under_an_accuracy() -> None:
+    record = study(arms=pocket_arms()[:1], budgets=(50_000,))
+    arm = pocket_arms()[0].id
+    before, after = (
+        record.items(*of, "prose/cloze")["value"] for of in (("base", 0), (arm, 50_000))
+    )
+    learned, forgotten = int((before < after).sum()), int((before > after).sum())
+    assert forgotten > 0
+    assert f"{learned} learned, {forgotten} forgotten" in words_of(record)
+
+
+def test_values_are_shown_as_people_write_them() -> None:
+    data = {"source": {"from": "json", "path": "a.jsonl", "text": "text", "group": "title"}}
+    told = {"data": {"target": data}, "started": "2026-11-24T03:27:08+02:00", "finished": "never"}
+    record = study(arms=pocket_arms()[:1], budgets=(50_000,), provenance=told)
+    assert data_rows(record)[0]["source"] == "json: path a.jsonl, group title"
+    shown = dict(facts(record)["time"])
+    assert shown["started"] == "2026-11-24 01:27 UTC"
+    assert shown["finished"] == "never"
 
 
 def test_the_frontier_chart_holds_all_arms(pocket_report: Path) -> None:

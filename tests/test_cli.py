@@ -74,7 +74,10 @@ def test_a_study_from_file_to_adapter(folder: Path) -> None:
     assert (folder / "adapter" / "adapter_model.safetensors").exists()
 
     rebuilt = paretune("report", "studies/tiny", cwd=folder)
-    assert rebuilt.stdout.startswith("report: ")
+    answer, report = rebuilt.stdout.splitlines()
+    assert answer.endswith(".")
+    assert report.startswith("report: ")
+    assert answer in done.stdout.splitlines()
 
 
 def test_recipes_are_listed_and_written(tmp_path: Path) -> None:

@@ -57,10 +57,11 @@ def report(
     folder: StudyFolder,
     pdf: Annotated[bool, typer.Option("--pdf", help="Write the figures as PDF too.")] = False,
 ) -> None:
-    """Rebuild results.parquet, results.csv, the figures and report.html."""
-    from paretune.runner.report import write_report
+    """Rebuild results.parquet, results.csv, the figures, answer.txt and report.html."""
+    from paretune.runner.report import told, write_report
 
-    typer.echo(f"report: {write_report(folder, pdf=pdf).resolve()}")
+    write_report(folder, pdf=pdf)
+    typer.echo(told(folder))
 
 
 @app.command()

@@ -125,6 +125,7 @@ def _run(
     executor: Executor | None = None,
 ) -> None:
     from paretune.runner.progress import Terminal
+    from paretune.runner.report import told
     from paretune.runner.run import run as run_study
     from paretune.runner.stop import STOP
 
@@ -140,6 +141,6 @@ def _run(
             executor=executor,
         )
     if report:
-        typer.echo(f"report: {(folder / 'report.html').resolve()}")
+        typer.echo(told(folder))
     else:
         typer.echo(f"done; for the report: paretune report {shlex.quote(str(folder))}")

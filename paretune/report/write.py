@@ -9,6 +9,7 @@ from typing import Any
 from paretune.analyse.record import StudyRecord
 from paretune.analyse.results import to_csv
 from paretune.files import read_json, write_bytes, write_text, write_with
+from paretune.report.answer import answer
 from paretune.report.figures import figures, specifications
 from paretune.report.findings import Findings
 from paretune.report.page import page
@@ -30,7 +31,7 @@ PAPER = {
 
 
 def write_report(record: StudyRecord, folder: Path, *, pdf: bool = False) -> Path:
-    """Write results.parquet, results.csv, figures/*.png and .svg, and report.html into ``folder``.
+    """Write results.parquet and .csv, figures/*.png and .svg, answer.txt and report.html.
 
     Every file is replaced whole. A study of any state gives a page: without scores it says so.
 
@@ -51,6 +52,9 @@ def write_report(record: StudyRecord, folder: Path, *, pdf: bool = False) -> Pat
     drawn = specifications(charts)
     write_figures(drawn, folder / "figures", pdf=pdf)
     report = folder / "report.html"
+    found = answer(findings)
+    facts = "".join(f"\n{name}: {fact}" for name, fact in found.facts)
+    write_text(folder / "answer.txt", f"{found.headline}\n{facts}\n")
     said = {name: _said(folder, name) for name in ("claims", "advice")}
     write_text(report, page(findings, drawn, spectra=spectra, **said))
     return report

@@ -129,7 +129,13 @@ class Repair:
 
 def clear_report(folder: Path) -> None:
     """Remove what a killed process left half-written of the report."""
-    for pattern in (".results.*.tmp", ".claims.json.*.tmp", ".report.html.*.tmp", "figures/.*.tmp"):
+    for pattern in (
+        ".results.*.tmp",
+        ".claims.json.*.tmp",
+        ".report.html.*.tmp",
+        ".answer.txt.*.tmp",
+        "figures/.*.tmp",
+    ):
         _clear(folder, pattern)
 
 

@@ -9,7 +9,7 @@ from paretune.runner.record import record_of
 
 
 def write_report(folder: Path | str, *, pdf: bool = False) -> Path:
-    """Write results.parquet, results.csv, claims.json, figures and report.html anew.
+    """Write results.parquet, results.csv, claims.json, figures, answer.txt and report.html anew.
 
     Args:
         folder: the study.
@@ -27,3 +27,9 @@ def write_report(folder: Path | str, *, pdf: bool = False) -> Path:
     folder = Path(folder)
     claims(folder)
     return write(record_of(folder), folder, pdf=pdf)
+
+
+def told(folder: Path) -> str:
+    """The answer of a study's report in one sentence, and where the page is."""
+    sentence = (folder / "answer.txt").read_text(encoding="utf-8").partition("\n")[0]
+    return f"{sentence}\nreport: {(folder / 'report.html').resolve()}"

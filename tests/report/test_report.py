@@ -73,6 +73,8 @@ def test_every_file_is_there_and_is_what_its_name_says(pocket_report: Path) -> N
         assert width > 1000
         assert height > 600
     assert not list(pocket_report.rglob("*.tmp"))
+    headline = (pocket_report / "answer.txt").read_text().splitlines()[0]
+    assert headline == answer(Findings.of(study())).headline
     assert (pocket_report / "report.html").stat().st_size < 8_000_000
 
 

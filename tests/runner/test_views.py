@@ -152,10 +152,29 @@ def test_comparison_of_two_studies(done: Path, tmp_path: Path) -> None:
         paretune.compare([done, "paper:nonsense"], page)
 
 
+def test_the_record_knows_what_arms_cost(done: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    shutil.copytree(done, folder)
+    ledger = Ledger.open(folder)
+    first, *rest = ledger.arms()
+    ledger.note("gpu", "pace", arms=[first], measured_bytes=5_000)
+    ledger.note("gpu", "pace", arms=[first], measured_bytes=4_000)
+    ledger.note("gpu", "pace", arms="all", measured_bytes=9_000)  # not what a cohort writes
+    ledger.note("gpu", "pace", arms=[first])  # a CPU's
+    status = paretune.load(folder).status
+    assert status[first]["peak_memory"] == 5_000
+    assert not any("peak_memory" in status[arm] for arm in rest)
+    for arm in ledger.arms():
+        weights = list((folder / "arms" / arm / "checkpoints").rglob("*.safetensors"))
+        assert status[arm]["checkpoint_bytes"] == max(file.stat().st_size for file in weights)
+
+
 def test_report_command_writes_claims_and_pdf(done: Path, tmp_path: Path) -> None:
     folder = tmp_path / "study"
     shutil.copytree(done, folder)
-    assert "report.html" in call("report", folder, "--pdf")
+    told = call("report", folder, "--pdf")
+    assert told.startswith((folder / "answer.txt").read_text().splitlines()[0])
+    assert told.rstrip().endswith("report.html")
     for name in ("frontier", "learning", "forgetting", "loss"):
         assert (folder / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     assert "Figure 2" in (folder / "figures" / "README.md").read_text()

@@ -79,7 +79,9 @@ def measure(device: torch.device) -> Machine:
         )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cores = torch.get_num_threads()
-    return Machine(f"CPU, {cores} threads", memory, _rate(device, 512, torch.float32))
+    return Machine(
+        f"CPU, {cores} thread{'s' * (cores != 1)}", memory, _rate(device, 512, torch.float32)
+    )
 
 
 def _bandwidth(device: torch.device, size: int = 2**30) -> float:

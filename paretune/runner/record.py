@@ -69,7 +69,7 @@ def _provenance(ledger: Ledger) -> dict[str, Any]:
             seconds[phase] = seconds.get(phase, 0.0) + value
     return {
         "versions": runs[-1]["versions"] if runs else {},
-        "device": ", ".join(dict.fromkeys(run["device"] for run in runs)),
+        "device": "; ".join(dict.fromkeys(run["device"] for run in runs)),
         "seconds": seconds,
         "runs": len(runs),
         "command": runs[0]["command"] if runs else "",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
 from typing import Any
+
+from make_measured_page import about, groups, table
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "performance.md"
@@ -84,14 +85,8 @@ With the products at the limit, attention as it is and nothing else, a step woul
 
 def page() -> str:
     """The whole page."""
-    script = ROOT / "scripts" / "make_measured_page.py"
-    spec = importlib.util.spec_from_file_location("make_measured_page", script)
-    assert spec is not None
-    assert spec.loader is not None
-    measured: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(measured)
     rows = json.loads(RESULTS.read_text())
-    tables = [f"\n{measured.about(g)}.\n\n{measured.table(g)}" for g in measured.groups(rows)]
+    tables = [f"\n{about(g)}.\n\n{table(g)}" for g in groups(rows)]
     return HEAD + "".join(tables) + _below(rows) + _missing(rows) + NOTES
 
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from marked_tables import fill
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reliability.md"
 ROWS = ROOT / "benchmarks" / "results" / "faults.json"
-BEGIN, END = "<!-- begin measured -->", "<!-- end measured -->"
 
 
 def page(text: str) -> str:
     """The page with its table made anew."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{table()}\n{END}{after}"
+    return fill(text, {"measured": table()})
 
 
 def table() -> str:
@@ -29,7 +28,7 @@ def table() -> str:
         "|---|---|---|",
     ]
     lines += [f"| {one['name']} | {one['work']} | {one['our_value']:.3g} |" for one in rows]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from make_measured_page import number
+from marked_tables import fill
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "statistics.md"
 ROWS = ROOT / "benchmarks" / "results" / "statistics.json"
-BEGIN, END = "<!-- begin measured -->", "<!-- end measured -->"
 
 
 def page(text: str) -> str:
     """The page with its table made anew."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{table()}\n{END}{after}"
+    return fill(text, {"measured": table()})
 
 
 def table() -> str:
@@ -28,11 +28,11 @@ def table() -> str:
         "|---|---|---|---|---|",
     ]
     for one in rows:
-        peer = f"{one['peer_value']:.3g} ({one['peer']})" if one["peer"] else ""
-        value = f"{one['our_value']:.3g} {one['unit']}"
+        peer = f"{number(one['peer_value'])} ({one['peer']})" if one["peer"] else ""
+        value = f"{number(one['our_value'])} {one['unit']}"
         cells = [one["name"], one["work"], value, peer, one["goal"]]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

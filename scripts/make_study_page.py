@@ -6,13 +6,13 @@ The prose of the page is written by hand; what stands between the marks ``<!-- b
 
 from __future__ import annotations
 
-import re
 import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from marked_tables import fill
 from study_tables import tables
 
 from paretune import load
@@ -35,22 +35,6 @@ def ledger() -> Iterator[Path]:
         with tarfile.open(ARCHIVE) as archive:
             archive.extractall(folder, filter="data")
         yield Path(folder) / FOLDER.name
-
-
-def fill(page: str, made: dict[str, str]) -> str:
-    """The page with every generated table put between its marks.
-
-    Raises:
-        ValueError: the page has a table that is not made, or lacks one that is.
-    """
-    marked = re.findall(r"<!-- begin (\S+) -->", page)
-    if sorted(marked) != sorted(made):
-        raise ValueError(f"the page has the tables {marked}, made were {list(made)}")
-    for name, text in made.items():
-        before, rest = page.split(f"<!-- begin {name} -->")
-        _, after = rest.split(f"<!-- end {name} -->")
-        page = f"{before}<!-- begin {name} -->\n\n{text}\n\n<!-- end {name} -->{after}"
-    return page
 
 
 def main() -> None:

@@ -132,3 +132,11 @@ def test_an_interrupted_run_says_how_to_go_on(folder: Path) -> None:
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors == "interrupted; the same command goes on from there\n"
+
+
+def test_a_place_that_cannot_be_is_named(folder: Path) -> None:
+    below = paretune("init", "pocket-cpt", "--out", "rows.jsonl/x.yaml", cwd=folder)
+    assert below.returncode == 2
+    assert below.stderr.count("\n") == 1
+    assert "rows.jsonl" in below.stderr
+    assert "a file is where a folder is needed" in below.stderr

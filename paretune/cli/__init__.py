@@ -183,6 +183,12 @@ def main() -> None:
         for line in redacted(str(error)).splitlines():
             typer.echo(line if isinstance(error, Stopped) else f"error: {line}", err=True)
         sys.exit(error.exit_code)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        kinds = ("folder", "file") if isinstance(error, IsADirectoryError) else ("file", "folder")
+        there, needed = kinds
+        told = f"{error.filename}: a {there} is where a {needed} is needed; give another place"
+        typer.echo(f"error: {redacted(told)}", err=True)
+        sys.exit(UserError.exit_code)
 
 
 def _print(text: str) -> None:

@@ -78,7 +78,7 @@ class StudyFolder:
         return ledger
 
     def check_place(self) -> None:
-        """Refuse a folder with files in it that are not a study.
+        """Refuse a file, and a folder with files in it that are not a study.
 
         Raises:
             UserError: so it is.
@@ -86,6 +86,9 @@ class StudyFolder:
         folder = self.folder
         if (folder / "study.yaml").exists() or (folder / _FACTS).exists():
             return
+        taken = next((one for one in (folder, *folder.parents) if one.is_file()), None)
+        if taken is not None:
+            raise UserError(f"{taken}: a file, so no study can be there; give a folder with --out")
         if folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
             raise UserError(f"{folder}: not empty and not a study; give another folder with --out")
 

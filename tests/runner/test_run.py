@@ -128,6 +128,9 @@ def test_another_study_in_the_same_folder_is_refused(hot: Path, tmp_path: Path) 
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
     with pytest.raises(UserError, match="not empty and not a study"):
         run(small_study(tmp_path), tmp_path / "mine")
+    for place in ("thesis.txt", "thesis.txt/below"):
+        with pytest.raises(UserError, match=r"thesis\.txt: a file.*--out"):
+            run(small_study(tmp_path), tmp_path / "mine" / place)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch._dynamo.utils import counters
-from train_helpers import BATCH, CPU, arm, train, weights
+from train_helpers import BATCH, CPU, arm, equal_each_alone, train
 from transformers import AutoModelForCausalLM, get_scheduler
 
 from paretune.data.blocks import Blocks
@@ -36,17 +36,7 @@ def test_full_arms_in_a_cohort_equal_each_alone(
     which: str, arms_per_pass: int, text_blocks: Blocks, request: pytest.FixtureRequest
 ) -> None:
     base: Base = request.getfixturevalue(which)
-    together, losses = train(base, ARMS, text_blocks, 15, arms_per_pass=arms_per_pass)
-    for one in ARMS:
-        alone, own = train(base, [one], text_blocks, 15)
-        np.testing.assert_allclose(losses[one.id], own[one.id], rtol=1e-5)
-        for name, value in weights(alone, one).items():
-            got = weights(together, one)[name]
-            if arms_per_pass == 1:
-                # On a CPU arms pass one by one, so a cohort changes nothing, to the bit
-                assert torch.equal(got, value), (one.label, name)
-            elif not name.endswith("c_attn.bias"):
-                assert (got - value).norm() <= 1e-4 * value.norm(), (one.label, name)
+    equal_each_alone(base, ARMS, text_blocks, 15, arms_per_pass=arms_per_pass, tolerance=1e-4)
 
 
 @pytest.mark.parametrize("which", ["tiny_base", "tiny_gpt2"])

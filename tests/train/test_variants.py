@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft.optimizers import create_loraplus_optimizer
 from torch._dynamo.utils import counters
-from train_helpers import BATCH, CPU, go_on, lora, train, weights
+from train_helpers import BATCH, CPU, equal_each_alone, go_on, lora, train, weights
 from transformers import AutoModelForCausalLM, get_scheduler
 
 from paretune.data.blocks import Blocks
@@ -181,18 +181,7 @@ MIXED = [
 def test_variants_train_in_a_cohort_as_alone(
     tiny_gpt2: Base, text_blocks: Blocks, arms_per_pass: int
 ) -> None:
-    together, losses = train(tiny_gpt2, MIXED, text_blocks, 12, arms_per_pass=arms_per_pass)
-    for one in MIXED:
-        alone, own = train(tiny_gpt2, [one], text_blocks, 12)
-        np.testing.assert_allclose(losses[one.id], own[one.id], rtol=1e-5)
-        for name, value in weights(alone, one).items():
-            got = weights(together, one)[name]
-            if arms_per_pass == 1:
-                # On a CPU arms pass one by one, so a cohort changes nothing, to the bit
-                assert torch.equal(got, value), (one.label, name)
-            elif not name.endswith("c_attn.bias"):
-                # (a bias on all keys cancels in the softmax: its gradient is amplified rounding)
-                assert (got - value).norm() <= 1e-5 * value.norm(), (one.label, name)
+    equal_each_alone(tiny_gpt2, MIXED, text_blocks, 12, arms_per_pass=arms_per_pass, tolerance=1e-5)
 
 
 def test_a_variant_begins_as_the_base(tiny_gpt2: Base) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from paretune.data.blocks import Blocks
@@ -70,3 +71,30 @@ def weights(trainer: Trainer, wanted: ArmConfig) -> dict[str, torch.Tensor]:
     """The trained tensors of an arm."""
     position = [a.id for a in trainer.trainee.arms].index(wanted.id)
     return {name: value.clone() for name, value in trainer.weights(position).items()}
+
+
+def equal_each_alone(
+    base: Base,
+    arms: Sequence[ArmConfig],
+    blocks: Blocks,
+    steps: int,
+    *,
+    arms_per_pass: int,
+    tolerance: float,
+) -> None:
+    """Assert that arms trained together are each what they are alone.
+
+    To the bit where they pass one by one, as on a CPU; else losses to 1e-5 and weights to
+    ``tolerance``, of each tensor's norm.
+    """
+    together, losses = train(base, arms, blocks, steps, arms_per_pass=arms_per_pass)
+    for one in arms:
+        alone, own = train(base, [one], blocks, steps)
+        np.testing.assert_allclose(losses[one.id], own[one.id], rtol=1e-5)
+        for name, value in weights(alone, one).items():
+            got = weights(together, one)[name]
+            if arms_per_pass == 1:
+                assert torch.equal(got, value), (one.label, name)
+            elif not name.endswith("c_attn.bias"):
+                # (a bias on all keys cancels in the softmax: its gradient is amplified rounding)
+                assert (got - value).norm() <= tolerance * value.norm(), (one.label, name)

@@ -17,7 +17,7 @@ from paretune.model import trainee as trainees
 from paretune.model.shape import model_shape
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
-from paretune.study.memory import ModelShape
+from paretune.study.shapes import ModelShape
 
 # vocabulary, width, inner width, layers, heads, key-value heads, head and embedding tied
 SHAPES = {

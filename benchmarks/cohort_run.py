@@ -17,7 +17,8 @@ from paretune.data.blocks import Blocks
 from paretune.model.regions import Compiler
 from paretune.model.trainee import Trainee, full_arm, lora_cohort
 from paretune.study.arms import ArmConfig
-from paretune.study.memory import Batch, cohort_bytes
+from paretune.study.memory import cohort_bytes
+from paretune.study.shapes import Batch
 from paretune.train.piece import PieceRunner
 from paretune.train.schedule import Resolved
 from paretune.train.trainer import Trainer

@@ -72,12 +72,10 @@ class Flat:
         self.positions = slice(arms[0], arms[0] + len(arms))
         self.changes = 0  # times that the values were written to
         self._arm_axis = arm_axis
-        self.slots: dict[str, tuple[int, tuple[int, ...]]] = {}
-        offset = border = 0
-        for name, shape in sorted(shapes.items(), key=lambda item: item[0] not in copied):
-            self.slots[name] = (offset, tuple(shape))
-            offset += -(-math.prod(shape) // _ALIGNMENT) * _ALIGNMENT
-            border = offset if name in copied else border
+        self.slots = self.layout(shapes, copied)
+        ends = {name: at + _aligned(shape) for name, (at, shape) in self.slots.items()}
+        offset = max(ends.values(), default=0)
+        border = max((ends[name] for name in self.slots if name in copied), default=0)
         count = len(arms)
         self.values = torch.zeros(count, offset, dtype=torch.float32, device=device)
         copy = torch.zeros(count, border, dtype=torch.bfloat16, device=device) if border else None
@@ -102,6 +100,18 @@ class Flat:
                 part.grad_KC, offset - part.columns.start, shape
             )
             self.compute[name] = self.parameters[name] if cast is None or leaf is cast else cast
+
+    @staticmethod
+    def layout(
+        shapes: Mapping[str, Sequence[int]], copied: Collection[str] = ()
+    ) -> dict[str, tuple[int, tuple[int, ...]]]:
+        """Where each tensor lies in an arm's row: its offset and shape; those with copies first."""
+        slots: dict[str, tuple[int, tuple[int, ...]]] = {}
+        offset = 0
+        for name, shape in sorted(shapes.items(), key=lambda item: item[0] not in copied):
+            slots[name] = (offset, tuple(shape))
+            offset += _aligned(shape)
+        return slots
 
     @property
     def count(self) -> int:
@@ -159,6 +169,11 @@ class Flat:
         )
         norm_K: torch.Tensor = torch.linalg.vector_norm(norms_QK, dim=0)
         return norm_K
+
+
+def _aligned(shape: Sequence[int]) -> int:
+    """Columns that a tensor takes up, padding included."""
+    return -(-math.prod(shape) // _ALIGNMENT) * _ALIGNMENT
 
 
 def compute_type(device: torch.device) -> torch.dtype:

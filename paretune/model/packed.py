@@ -27,6 +27,7 @@ class PackedModel:
         model: a Hugging Face causal LM.
         forward: ``Trainee.forward``, with the arms' adapters in place.
         head: the model's output layer, where its logits are a product with it and no more.
+        flex: attention in FlexAttention, compiled; on a GPU by default.
     """
 
     def __init__(
@@ -35,12 +36,14 @@ class PackedModel:
         forward: Callable[..., Any],
         head: torch.nn.Module | None,
         device: torch.device,
+        *,
+        flex: bool | None = None,
     ) -> None:
         self._model = model
         self._forward = forward
         self._head = head
         self._device = device
-        self._flex = device.type == "cuda"
+        self._flex = device.type == "cuda" if flex is None else flex
         self._regions = Regions(model) if self._flex else None
         self._refusal: str | None = None
         self._checked = False

@@ -10,7 +10,7 @@ import torch
 from paretune.model.attention import attending
 from paretune.model.compilation import repeated_blocks
 from paretune.model.layers import Layer, linear_layers
-from paretune.study.memory import ModelShape
+from paretune.study.shapes import ModelShape
 
 
 def model_shape(model: Any) -> ModelShape:

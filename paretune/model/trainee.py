@@ -51,6 +51,7 @@ class Trainee:
         flats: trained values; each knows the cohort positions of its rows.
         passes: a partition of the arms into groups that share a forward pass.
         rows: rows of each arm in one forward pass; a batch is cut into pieces of this size.
+        adapted: the frozen base's modules that carry arms; None under full finetuning.
         checkpoint: whether training keeps only what enters each block (activation checkpointing).
     """
 
@@ -72,7 +73,7 @@ class Trainee:
         self.device = device
         self.rows = 1
         self.checkpoint = False
-        self._adapted = adapted
+        self.adapted = adapted
 
     @cached_property
     def packed(self) -> PackedModel:
@@ -83,7 +84,7 @@ class Trainee:
     @property
     def is_full(self) -> bool:
         """Whether this is one full-finetuning arm (no adapters)."""
-        return self._adapted is None
+        return self.adapted is None
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bf16 products for a full arm on a GPU; a frozen base is bf16 or float32 throughout."""
@@ -120,7 +121,7 @@ class Trainee:
         Args:
             first_vector: where the piece that goes through begins in each arm's batch, in tokens.
         """
-        if self._adapted is None:
+        if self.adapted is None:
             with self._attention_dropout(step, first_vector):
                 yield
             return
@@ -129,13 +130,13 @@ class Trainee:
         if group:
             terms, outputs = group.terms[step is not None], group.outputs[step is not None]
             self.draw(group, step, first_vector)
-        for name, layer in self._adapted.items():
+        for name, layer in self.adapted.items():
             layer.terms, layer.output = terms.get(name, ()), outputs.get(name)
             layer.count = group.count if group else 1
         try:
             yield
         finally:
-            for layer in self._adapted.values():
+            for layer in self.adapted.values():
                 layer.terms, layer.output, layer.count = (), None, 1
 
     def draw(self, group: Pass, step: int | None, first_vector: int) -> None:
@@ -229,7 +230,7 @@ class Trainee:
 
     def view(self, group: Pass | None) -> ArmView:
         """The arms of ``group``, or the base under the adapters (None), for scoring."""
-        if group is None and self._adapted is None and self.arms:
+        if group is None and self.adapted is None and self.arms:
             raise ValueError("a full arm has no base beneath it")
         return ArmView(self, group)
 
@@ -271,10 +272,12 @@ def lora_cohort(
     device: torch.device,
     *,
     arms_per_pass: int | None = None,
+    model: torch.nn.Module | None = None,
 ) -> Trainee:
     """LoRA arms over one frozen base; arms may differ in every setting.
 
     Args:
+        model: the base, which stays on the device it is on; read anew by default.
         arms_per_pass: arms in one forward pass; all by default. On a CPU one: larger products gain
             nothing there, and an arm's arithmetic is then the same to the bit in any cohort.
 
@@ -282,7 +285,9 @@ def lora_cohort(
         UserError: a target that the base does not have.
     """
     dtype = compute_type(device)
-    model = load_model(base, torch.device("cpu"), dtype=dtype)
+    given = model
+    if model is None:
+        model = load_model(base, torch.device("cpu"), dtype=dtype)
     layers = linear_layers(model)
     targets = {arm.id: tuple(select(layers, arm.targets or "all")) for arm in arms}
     biases = {arm.id: trained_biases(model, arm.bias, targets[arm.id]) for arm in arms}
@@ -291,7 +296,8 @@ def lora_cohort(
     size = arms_per_pass or (1 if device.type == "cpu" else len(ordered))
     names = set().union(*targets.values(), *biases.values())
     frozen = _replace(model, layers, names, base, device)
-    model.to(device)
+    if given is None:
+        model.to(device)
     leading = None
     if any(arm.init == "pissa" for arm in arms):
         ranks = [arm.rank or 1 for arm in arms if arm.init == "pissa"]

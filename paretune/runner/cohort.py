@@ -26,7 +26,14 @@ from paretune.runner.workspace import Workspace
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
 from paretune.train.legs import Leg
-from paretune.train.state import load_state, prune, save_state, saved_steps, state_path
+from paretune.train.state import (
+    intact,
+    prune,
+    save_state,
+    saved_steps,
+    shards_of,
+    state_path,
+)
 from paretune.train.trainer import Trainer
 
 # Steps between which a run's pace is measured: compilation and capture lie before them
@@ -57,10 +64,12 @@ class CohortRun:
         guard: Callable[[], None] = lambda: None,
         say: Say = lambda path, reason: None,
         log: Callable[..., None] = lambda event, **facts: None,
+        trainer: Trainer | None = None,
     ) -> None:
         """Build the arms on the device.
 
         Args:
+            trainer: of the arms, where they are built already.
             guard: called before anything is written; raises when the arms are no longer ours.
             say: told of damaged files that were set aside.
             log: keeps an event and its facts.
@@ -76,9 +85,12 @@ class CohortRun:
         self.legs = workspace.legs(arms[0])
         self.metrics = workspace.config.metric_names()
         config = workspace.config
-        self.trainee = _trainee(config.base, arms, device)
+        if trainer is None:
+            trainee = _trainee(config.base, arms, device)
+            batch_size = config.training.batch_size
+            trainer = Trainer(trainee, workspace.prepared.blocks, batch_size)
+        self.trainer, self.trainee = trainer, trainer.trainee
         self.arms = self.trainee.arms
-        self.trainer = Trainer(self.trainee, workspace.prepared.blocks, config.training.batch_size)
         self.meta = load_shape(config.base)
         self.transposed = any(layer.transposed for layer in linear_layers(self.meta).values())
 
@@ -166,8 +178,11 @@ class CohortRun:
             self.ledger.append_curve(arm.id, leg.name, rows)
         for position, arm in enumerate(self.arms):
             prune(self._states(arm), leg.name, {self._saved, *leg.kept})
+            place = shards_of(self._states(arm), leg.name, step)
+            shutil.rmtree(place, ignore_errors=True)
+            shards = self.trainer.save_shards(position, place)
             tensors, watch = self.trainer.state(position)
-            save_state(self._states(arm), leg.name, step, tensors, watch)
+            save_state(self._states(arm), leg.name, step, tensors, watch, shards=shards)
         self._saved = step
         self._note_verdicts(leg, step, moved=True)
 
@@ -259,19 +274,19 @@ class CohortRun:
         return leg.start
 
     def _load(self, leg: str, step: int) -> bool:
-        states = []
+        whole = True
         for arm in self.arms:
-            states.append(load_state(self._states(arm), leg, step))
             path = state_path(self._states(arm), leg, step)
-            if states[-1] is None and path.exists():
-                self.guard()
-                self.repair.aside(path, "its checksum differs")
-        if any(state is None for state in states):
+            if not intact(self._states(arm), leg, step):
+                whole = False
+                if path.exists():
+                    self.guard()
+                    self.repair.aside(path, "its checksum differs")
+        if not whole:
             return False
         self.trainer.restart()
-        for position, state in enumerate(states):
-            if state is not None:
-                self.trainer.restore(position, *state)
+        for position, arm in enumerate(self.arms):
+            self.trainer.resume(position, self._states(arm), leg, step)
         return True
 
     def _complete(self, leg: Leg) -> bool:

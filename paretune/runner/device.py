@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from paretune.errors import UserError
-from paretune.study.memory import Machine
+from paretune.study.shapes import Machine
 
 
 def choose(name: str | None) -> torch.device:
@@ -76,6 +76,8 @@ def measure(device: torch.device) -> Machine:
             _rate(device, 8192, torch.bfloat16),
             _bandwidth(device),
             "cuda",
+            # A worker that was given one GPU of several has that one
+            torch.cuda.device_count() if device.index is None else 1,
         )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cores = torch.get_num_threads()

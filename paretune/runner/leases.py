@@ -138,6 +138,21 @@ class Leases:
                     f"one took over ({name}); what was finished stays, and that one goes on"
                 )
 
+    def check_of(self, runner: str, names: Iterable[str]) -> None:
+        """:meth:`check` for a process that works under another one's leases.
+
+        Raises:
+            Lost: they are not that runner's by now.
+        """
+        newest = self._newest()
+        for name in names:
+            held = self._read(name, newest.get(name, 0)) or {}
+            if held.get("runner") != runner:
+                raise Lost(
+                    f"{self._folder.parent}: another process took over ({name}); what was finished "
+                    "stays, and that one goes on"
+                )
+
     def holder(self, name: str) -> dict[str, Any] | None:
         """The living runner that holds ``name``, or None."""
         generation = self._newest().get(name)

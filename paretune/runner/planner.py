@@ -9,11 +9,12 @@ from tempfile import TemporaryDirectory
 from paretune.data.prepare import Prepared, check_budgets, prepare
 from paretune.model.load import load_tokenizer
 from paretune.runner.device import choose, measure
+from paretune.runner.sharding import check_sharding
 from paretune.runner.workspace import check_arms, one_by_one, workload
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Study
-from paretune.study.memory import Machine
 from paretune.study.plan import Plan, cohorts, make_plan
+from paretune.study.shapes import Machine
 from paretune.study.yamlfile import load_study
 from paretune.train.legs import leg_schedule, legs
 from paretune.train.schedule import Span
@@ -72,8 +73,10 @@ def _plan(study: Study, device: str | None) -> StudyPlan:
     reason = one_by_one(config, study.arms, machine)
     if reason:
         notes.append(f"full arms train one after another: {reason}")
+    groups = cohorts(study.arms, trained, work)
+    check_sharding(study, groups, trained, work, planning=True)
     made = make_plan(
-        cohorts(study.arms, trained, work),
+        groups,
         trained,
         work,
         steps=sum(leg.stop - leg.start for leg in runs),

@@ -14,23 +14,27 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from paretune.errors import Damaged, UserError
+from paretune.errors import Damaged
 from paretune.model.trainee import CPU_TOKENS, frozen
 from paretune.runner.cohort import CohortRun, Seconds
 from paretune.runner.complete import ended, finished
 from paretune.runner.device import check_free, choose, kept_threads, measure
 from paretune.runner.faults import explained
+from paretune.runner.launch import Asked, launch
 from paretune.runner.leases import Leases
 from paretune.runner.ledger import BASE, Ledger
 from paretune.runner.migrate import migrate
 from paretune.runner.origin import check_origin, check_prepared, same_probe, same_threads
 from paretune.runner.progress import Progress, Silent
 from paretune.runner.repair import Repair, clear_report
+from paretune.runner.repeats import best_again
 from paretune.runner.report import write_report
+from paretune.runner.sharding import check_sharding
 from paretune.runner.workspace import Workspace, check_arms, workload
 from paretune.study.arms import ArmConfig
-from paretune.study.config import RepeatBest, Study, safe_name
+from paretune.study.config import Study, safe_name
 from paretune.study.plan import cohorts, spread
+from paretune.study.sharding import Sharding
 from paretune.study.yamlfile import load_study
 from paretune.version import VERSION
 
@@ -136,6 +140,7 @@ class _Run:
         self.ledger = Ledger(folder)
         self._checked: set[str] = set()
         self.workers = 1
+        self._load = workload(study.config, self.machine)
 
     def go(self, report: bool) -> None:
         # All that can be known now is checked before the folder exists
@@ -215,9 +220,13 @@ class _Run:
         known = {arm_id for group in frozen_ids for arm_id in group}
         new = [arm for arm in arms if arm.id not in known]
         if new:
-            load = workload(self.study.config, self.machine)
-            groups = spread(cohorts(new, trained, load), self.workers)
-            self.ledger.set_cohorts(frozen_ids + [[arm.id for arm in group] for group in groups])
+            groups = spread(cohorts(new, trained, self._load), self.workers)
+            frozen_ids = frozen_ids + [[arm.id for arm in group] for group in groups]
+        by_id = {arm.id: arm for arm in arms}
+        groups = [[by_id[i] for i in ids] for ids in frozen_ids if by_id.keys() >= set(ids)]
+        check_sharding(self.study, groups, trained, self._load)
+        if new:
+            self.ledger.set_cohorts(frozen_ids)
 
     def _run_cohorts(self, work: Workspace) -> None:
         """Take one cohort after another that nobody else works on, until all are done."""
@@ -266,7 +275,11 @@ class _Run:
 
     def _without_room(self, work: Workspace, group: list[ArmConfig]) -> str | None:
         """Run a cohort; why the device had no room for it, if it has several arms to part."""
+        found = self._load.sharding(group, check_arms(self.study, group))
         try:
+            if found is not None:
+                self._launch([arm.id for arm in group], found)
+                return None
             cohort = CohortRun(
                 work,
                 group,
@@ -284,6 +297,21 @@ class _Run:
                 raise
             return str(error).splitlines()[0]
         return None
+
+    def _launch(self, ids: list[str], sharding: Sharding) -> None:
+        """Let several processes do a cohort, or score the base, and wait for them."""
+        arms = f"{len(ids)} arms" if ids else "the base"
+        self.progress.line(f"{arms}, sharded over {sharding.devices} {self.device.type} devices")
+        self._log("sharded", arms=ids, devices=sharding.devices, bytes=sharding.memory)
+        if self.device.type == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
+        launch(
+            Asked(str(self.folder), tuple(ids), sharding, self.device.type, self.leases.name),
+            torch.get_num_threads(),
+            self.progress,
+            self.seconds,
+        )
 
     def _split(self, ids: list[str], reason: str) -> None:
         """Let the halves of a cohort train one after the other, from the states they have saved."""
@@ -303,6 +331,12 @@ class _Run:
         """Score the base once, by the code that scores arms."""
         ledger = self.ledger
         self.progress.begin("scoring the base", 1)
+        found = self._load.base_sharding()
+        if found is not None:
+            if not ledger.scored(BASE, 0, self.study.config.metric_names()):
+                self._launch([], found)
+            self.progress.line(f"base: {ledger.shown(BASE, 0, self.study.config.metric_names())}")
+            return
         base = frozen(self.study.config.base, self.device)
         limit = CPU_TOKENS if self.device.type == "cpu" else _GPU_TOKENS
         base.rows = max(1, limit // self.study.config.training.block_length)
@@ -351,39 +385,3 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-def _group(arm: ArmConfig, setting: str) -> str:
-    """What ``repeat_best.per`` groups arms by; variants of LoRA are methods of their own."""
-    return arm.family if setting == "method" else str(getattr(arm, setting))
-
-
-def best_again(
-    ledger: Ledger, repeat: RepeatBest, arms: tuple[ArmConfig, ...], tokens: int
-) -> list[ArmConfig]:
-    """The best arm of each group at the last budget, under the other seeds.
-
-    Raises:
-        UserError: an arm has no such score and did not diverge.
-    """
-    best: dict[tuple[Any, ...], tuple[float, ArmConfig]] = {}
-    for arm in arms:
-        rows = [
-            row
-            for row in ledger.scores(arm.id)
-            if row["metric"] == repeat.metric and row["tokens"] == tokens
-        ]
-        if not rows:
-            if ledger.status(arm.id)["state"] != "diverged":
-                raise UserError(f"{arm.id}: has no {repeat.metric} at {tokens} tokens")
-            continue
-        value = rows[0]["value"] * (1 if rows[0]["higher_is_better"] else -1)
-        key = tuple(_group(arm, name) for name in repeat.per)
-        if key not in best or value > best[key][0]:
-            best[key] = (value, arm)
-    return [
-        ArmConfig.model_validate({**arm.record(), "seed": seed})
-        for _, arm in best.values()
-        for seed in repeat.seeds
-        if seed != arm.seed
-    ]

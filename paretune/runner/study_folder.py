@@ -178,7 +178,8 @@ class StudyFolder:
             return
         if text != resolved:
             # Read by this version, which may know keys that the one before it did not
-            text = dump_study(parse_study(text, str(frozen)))
+            before = parse_study(text, str(frozen))
+            text = dump_study(_with_its_place(before, study))
         differences = _differences(text, resolved)
         if differences:
             raise UserError(
@@ -234,6 +235,16 @@ def _facts(path: Path) -> dict[str, Any] | None:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _with_its_place(before: Study, now: Study) -> Study:
+    """A study with another's choice of devices, which changes no result and may change."""
+    place = now.config.training
+    training = before.config.training.model_copy(
+        update={"devices_per_cohort": place.devices_per_cohort, "offload": place.offload}
+    )
+    config = before.config.model_copy(update={"training": training})
+    return before.model_copy(update={"config": config})
 
 
 def _differences(old: str, new: str) -> list[str]:

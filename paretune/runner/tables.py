@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from paretune.runner.planner import StudyPlan
+from paretune.runner.sharding import parts
 from paretune.runner.status import ArmStatus
+from paretune.runner.units import duration, size
 
 
 def plan_table(planned: StudyPlan) -> str:
@@ -37,10 +39,10 @@ def plan_table(planned: StudyPlan) -> str:
         f"in all: {plan.trained_tokens:,} training tokens, "
         f"about {duration(plan.seconds)} of training on {planned.machine.name}, "
         f"{size(plan.disk)} of checkpoints",
-        "memory is the expected peak of training. "
+        "memory is the expected peak of training, on each device. "
         "Time is an estimate from the device's speed; scoring comes on top.",
     ]
-    lines += _too_large(planned)
+    lines += _sharded(planned)
     repeat = config.repeat_best
     if repeat is not None:
         per = " and ".join(repeat.per)
@@ -50,17 +52,26 @@ def plan_table(planned: StudyPlan) -> str:
     return "\n".join(lines)
 
 
-def _too_large(planned: StudyPlan) -> list[str]:
-    """A line for each cohort that one device has no room for: how many it needs, sharded."""
+def _sharded(planned: StudyPlan) -> list[str]:
+    """A line for each cohort that is sharded, or would have to be: over how many, and the parts."""
     lines = []
+    machine = planned.machine
     for number, cohort in enumerate(planned.plan.cohorts, start=1):
-        if cohort.devices == 1:
+        found = cohort.sharding
+        if found is None:
             continue
-        needs = f"{cohort.devices} devices, sharded (FSDP2)" if cohort.devices else "smaller blocks"
+        if not found.devices:
+            lines.append(
+                f"cohort {number} has no room on any number of devices like {machine.name} "
+                f"({size(machine.memory)}): {parts(found)}; it takes smaller blocks"
+            )
+            continue
         lines.append(
-            f"cohort {number} needs {size(cohort.memory)} and {planned.machine.name} has "
-            f"{size(planned.machine.memory)}: it takes {needs}"
+            f"cohort {number} is sharded over {found.devices} devices (FSDP2), each with "
+            f"{size(found.memory)}: {parts(found)}"
         )
+        if machine.kind == "cuda" and found.devices > machine.devices:
+            lines[-1] += f"; {machine.name} x {machine.devices} is not enough"
     return lines
 
 
@@ -82,24 +93,6 @@ def status_table(arms: Sequence[ArmStatus]) -> str:
     )
     lines = columns(("arm", "state", "tokens", "scored at", ""), rows)
     return "\n".join([*lines, f"{len(arms)} arms: {summary}"])
-
-
-def size(count: float) -> str:
-    """Bytes in the unit that reads best: ``1.5 GB`` (powers of ten)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as ``45 s``, ``12 min`` or ``3.5 h``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 6000:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def columns(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -20,8 +20,9 @@ from paretune.model.shape import model_shape
 from paretune.runner.ledger import Ledger
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Study, StudyConfig
-from paretune.study.memory import Batch, Machine, Workload
+from paretune.study.memory import Workload
 from paretune.study.plan import SMALL_BASE
+from paretune.study.shapes import Batch, Machine
 from paretune.train.legs import Leg, leg_schedule, legs
 from paretune.train.schedule import Resolved, Span
 
@@ -93,8 +94,10 @@ def workload(config: StudyConfig, machine: Machine) -> Workload:
     training = config.training
     batch = Batch(training.batch_size, training.block_length)
     shape = load_shape(config.base)
-    together = training.full_together and _against_together(shape, machine) is None
-    return Workload(model_shape(shape), batch, machine, together)
+    forced, offload = training.devices_per_cohort, training.offload
+    together = training.full_together and forced is None
+    together = together and _against_together(shape, machine) is None
+    return Workload(model_shape(shape), batch, machine, together, forced, offload)
 
 
 def check_arms(study: Study, arms: Sequence[ArmConfig] | None = None) -> dict[str, int]:

@@ -162,6 +162,17 @@ class Training(Strict):
         default=False,
         description="on a GPU, full arms of a small base (up to 500M parameters) share a cohort",
     )
+    devices_per_cohort: StrictInt | None = Field(
+        default=None,
+        ge=1,
+        description="shard the base of every cohort over so many processes (FSDP2), on a GPU each; "
+        "by default only where one GPU has no room, and 1 never shards",
+    )
+    offload: StrictBool = Field(
+        default=False,
+        description="where a cohort is sharded, keep what is shared in the machine's memory: "
+        "weights, and a full arm's gradients and optimizer states",
+    )
     repeat: StrictBool = Field(
         default=False, description="a token budget may pass over the data more than once"
     )

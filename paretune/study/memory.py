@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from paretune.study.arms import ArmConfig
+from paretune.study.shapes import Batch, Machine, ModelShape
+from paretune.study.sharding import Sharding, best_sharding
 
 # Bytes of one float32 [tokens, V] slice of the loss: on a CPU it stays in the cache, on a GPU it
 # fills the chip. Where the head is trained, every slice adds to a gradient as large as the head
@@ -25,58 +27,6 @@ _PASSES = 14
 _UPDATE_BYTES = 32
 # The rate's share that a step reaches on a CPU, whatever it does
 CPU_EFFICIENCY = 0.35
-
-
-@dataclass(frozen=True)
-class Machine:
-    """The device a study runs on.
-
-    Attributes:
-        memory: bytes.
-        flops: rate of one large matrix product, FLOP/s.
-        bandwidth: bytes read and written in a second; 0 where it is not known.
-        kind: ``cuda`` or ``cpu``.
-    """
-
-    name: str
-    memory: int
-    flops: float
-    bandwidth: float = 0.0
-    kind: str = "cpu"
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """What a model's cost follows from; counts of values, of one token where it says so.
-
-    Attributes:
-        parameters: all of them, shared ones once.
-        matrices: those in linear layers, the output head not counted.
-        layers: linear layers.
-        blocks: repeated blocks.
-        kept: values a token that are kept for the backward pass: what linear layers give, and what
-            they take, once where several take the same.
-        widest: the same of the largest block.
-        attended: width of the queries, summed over blocks.
-    """
-
-    parameters: int
-    matrices: int
-    vocabulary: int
-    width: int
-    layers: int
-    blocks: int
-    kept: int
-    widest: int
-    attended: int
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows of one arm in a step, and tokens of a row."""
-
-    rows: int
-    length: int
 
 
 def cohort_bytes(
@@ -194,12 +144,16 @@ class Workload:
 
     Attributes:
         full_together: whether the base's weights can carry several full arms at once.
+        devices_per_cohort: the study's own choice, which shards every cohort.
+        offload: sharded cohorts keep in host memory what they share.
     """
 
     shape: ModelShape
     batch: Batch
     machine: Machine
     full_together: bool = False
+    devices_per_cohort: int | None = None
+    offload: bool = False
 
     def rows(
         self,
@@ -215,27 +169,45 @@ class Workload:
             self.shape, arms, trained, self.batch, limit, kind, checkpoint=checkpoint
         )
 
-    def devices(self, arms: Sequence[ArmConfig], trained: Mapping[str, int]) -> int:
-        """Devices of this kind that a cohort needs; more than one where it has to be sharded.
+    def sharding(self, arms: Sequence[ArmConfig], trained: Mapping[str, int]) -> Sharding | None:
+        """How a cohort is sharded; None where one device has room for it, or all there is (a CPU).
 
-        Sharding divides what does not grow with the batch: a full arm's weights, gradients and
-        moments, or the frozen base under a cohort. Activations of one row stay whole, and so does
-        one block's weights while it computes, which is left out here. 0 where no number is enough.
+        With ``devices`` 0 where no number of devices is enough.
         """
-        if self.rows(arms, trained):
-            return 1
-        limit = SHARE[self.machine.kind] * self.machine.memory
-        whole = cohort_bytes(self.shape, arms, trained, self.batch, 1, self.machine.kind)
-        shared = (2 if self.machine.kind == "cuda" else 4) * self.shape.parameters
-        if arms[0].method == "full":
-            shared = sum(trained[a.id] * _BYTES_TRAINED[a.optimizer] for a in arms)
-            if self.machine.kind == "cuda" and self.batch.rows > 1:
-                whole -= 4 * self.shape.matrices  # sharded gradients are summed where they are
-        room = limit - (whole - shared)
-        return -(-shared // int(room)) if room >= 1 else 0
+        here = self.machine.kind == "cpu" or self._fits_one(arms, trained)
+        return None if self.devices_per_cohort is None and here else self._sharded(arms, trained)
+
+    def base_sharding(self) -> Sharding | None:
+        """How the base is sharded to be scored; None where one device has room for it."""
+        kind = self.machine.kind
+        whole = 2 * self.shape.parameters + 2 * _WORKSPACE
+        small = kind == "cpu" or whole <= SHARE[kind] * self.machine.memory
+        if self.devices_per_cohort is None and small:
+            return None
+        return self._sharded((), {})
+
+    def devices(self, arms: Sequence[ArmConfig], trained: Mapping[str, int]) -> int:
+        """Devices of this kind that a cohort needs; 0 where no number is enough."""
+        found = self.sharding(arms, trained)
+        return 1 if found is None else found.devices
+
+    def fits(self, arms: Sequence[ArmConfig], trained: Mapping[str, int]) -> bool:
+        """Whether arms can train together: on one device, or over as many as there are here.
+
+        What is sharded anyway may take more devices for more arms, up to those of the machine.
+        """
+        if self.devices_per_cohort is None and self._fits_one(arms[:1], trained):
+            return bool(self.rows(arms, trained))
+        found = self.sharding(arms, trained)
+        if found is None:
+            return bool(self.rows(arms, trained))
+        return 0 < found.devices <= max(self.machine.devices, self.devices_per_cohort or 1)
 
     def bytes(self, arms: Sequence[ArmConfig], trained: Mapping[str, int]) -> int:
-        """Expected peak memory of a cohort."""
+        """Expected peak memory of a cohort on one device."""
+        found = self.sharding(arms, trained)
+        if found is not None and found.devices:
+            return found.memory
         rows, checkpoint = self._way(arms, trained)
         kind = self.machine.kind
         return cohort_bytes(
@@ -244,8 +216,25 @@ class Workload:
 
     def seconds(self, arms: Sequence[ArmConfig], trained: Mapping[str, int]) -> float:
         """Expected time of one step of a cohort; a forward pass more under checkpointing."""
-        again = 4 / 3 if self._way(arms, trained)[1] else 1.0
-        return again * step_seconds(self.shape, arms, trained, self.batch, self.machine)
+        found = self.sharding(arms, trained)
+        again = found.recompute if found is not None else self._way(arms, trained)[1]
+        devices = found.devices or 1 if found is not None and self.machine.kind == "cuda" else 1
+        whole = step_seconds(self.shape, arms, trained, self.batch, self.machine)
+        return (4 / 3 if again else 1.0) * whole / devices
+
+    def _sharded(self, arms: Sequence[ArmConfig], trained: Mapping[str, int]) -> Sharding | None:
+        kind, forced = self.machine.kind, self.devices_per_cohort
+        if forced == 1 and not self.offload:
+            return None
+        # Processes on a CPU share its memory
+        limit = SHARE[kind] * self.machine.memory / (forced or 1 if kind == "cpu" else 1)
+        return best_sharding(
+            self.shape, arms, trained, self.batch, kind, limit,
+            devices=forced, least=1 if self.offload else 2, offload=self.offload,
+        )  # fmt: skip
+
+    def _fits_one(self, arms: Sequence[ArmConfig], trained: Mapping[str, int]) -> bool:
+        return any(self.rows(arms, trained, checkpoint=again) for again in (False, True))
 
     def _way(self, arms: Sequence[ArmConfig], trained: Mapping[str, int]) -> tuple[int, bool]:
         """Rows at a time, and whether only checkpointing makes room for them."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from paretune.study.arms import ArmConfig
 from paretune.study.memory import Workload
+from paretune.study.sharding import Sharding
 
 # Above this many parameters one full arm fills a GPU, and several gain nothing from each other
 SMALL_BASE = 500_000_000
@@ -20,6 +21,7 @@ class CohortPlan:
     memory: int
     seconds: float
     devices: int = 1
+    sharding: Sharding | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ def cohorts(
     """Arms that train together: LoRA arms over one base; full arms where the base is small.
 
     Arms whose cooldowns differ run different legs in ``cooldown`` mode, so they are kept apart. A
-    cohort takes in arms for as long as at least one row of each fits on the device.
+    cohort takes in arms for as long as at least one row of each fits on the device, or on those
+    of the machine where it is sharded anyway.
 
     Args:
         trained: number of trained parameters by arm id.
@@ -56,7 +59,7 @@ def cohorts(
             continue
         layout = f"{arm.method} {arm.schedule.cooldown}"
         index = open_at.get(layout)
-        if index is None or not workload.rows([*groups[index], arm], trained):
+        if index is None or not workload.fits([*groups[index], arm], trained):
             groups.append([])
             index = open_at[layout] = len(groups) - 1
         groups[index].append(arm)
@@ -100,6 +103,7 @@ def make_plan(
             workload.bytes(group, trained),
             steps * workload.seconds(group, trained),
             workload.devices(group, trained),
+            workload.sharding(group, trained),
         )
         for group in groups
     ]

@@ -12,7 +12,43 @@ from paretune.study.arms import ArmConfig
 
 # Elements updated at a time on a CPU: keeps them in its cache. A GPU's kernel has no temporaries,
 # but counts elements in 32 bits
-_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 30}
+ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 30}
+
+
+class Settings:
+    """What an update takes of the settings of K arms that share their optimizer.
+
+    Attributes:
+        constants: beta1, beta2 and epsilon, [K, 1] each.
+    """
+
+    def __init__(self, arms: Sequence[ArmConfig], device: torch.device) -> None:
+        self._kind = arms[0].optimizer
+        self._betas = [arm.betas or (0.9, 0.999) for arm in arms]
+        self.constants = (
+            torch.tensor([b[0] for b in self._betas], device=device)[:, None],
+            torch.tensor([b[1] for b in self._betas], device=device)[:, None],
+            torch.tensor([arm.eps for arm in arms], device=device)[:, None],
+        )
+        self._decay = torch.tensor([arm.decay for arm in arms], dtype=torch.float64, device=device)
+
+    def scalars(
+        self, t: int, rate_K: torch.Tensor, scale_K: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """What an update at some rates needs of each arm, [K, 1] each."""
+        keep_K1 = (1 - rate_K * self._decay).float()[:, None]
+        return keep_K1, *self._corrections(t, rate_K), scale_K[:, None]
+
+    def _corrections(self, t: int, rate_K: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Step sizes [K, 1] and divisors of sqrt(v) [K, 1], with AdamW's bias corrections."""
+        if self._kind == "lion":
+            return rate_K.float()[:, None], torch.ones_like(self.constants[0])
+        first = [1 - beta1**t for beta1, _ in self._betas]
+        second = [(1 - beta2**t) ** 0.5 for _, beta2 in self._betas]
+        first_K, second_K = put(
+            torch.tensor([first, second], dtype=torch.float64), rate_K.device
+        ).unbind()
+        return (rate_K / first_K).float()[:, None], second_K.float()[:, None]
 
 
 class PerArmOptimizer:
@@ -35,11 +71,7 @@ class PerArmOptimizer:
         if any(arm.optimizer != self.kind for arm in arms):
             raise ValueError("arms of one Flat must share their optimizer")
         device = flat.values.device
-        self._betas = [arm.betas or (0.9, 0.999) for arm in arms]
-        self._beta1 = torch.tensor([b[0] for b in self._betas], device=device)[:, None]
-        self._beta2 = torch.tensor([b[1] for b in self._betas], device=device)[:, None]
-        self._eps = torch.tensor([arm.eps for arm in arms], device=device)[:, None]
-        self._decay = torch.tensor([arm.decay for arm in arms], dtype=torch.float64, device=device)
+        self._settings = Settings(arms, device)
         ratios = [arm.loraplus_lr_ratio or 1.0 for arm in arms]
         self._ratio_K = torch.tensor(ratios, dtype=torch.float64, device=device)
         self._stretches = _stretches(flat, fast=any(ratio != 1 for ratio in ratios))
@@ -58,14 +90,11 @@ class PerArmOptimizer:
                 frozen: its weights stay as they are to the bit, whatever its gradient is.
         """
         device = self.flat.values.device
-        scalars = {False: self._scalars(t, rate_K, scale_K)}
+        scalars = {False: self._settings.scalars(t, rate_K, scale_K)}
         if any(fast for _, _, fast in self._stretches):
-            scalars[True] = self._scalars(t, rate_K * self._ratio_K, scale_K)
-        constants = (self._beta1, self._beta2, self._eps)
-        update = _UPDATES[self.kind]
-        if device.type == "cuda":
-            update = fused(update, dynamic=True)
-        chunk = max(1, _ELEMENTS[device.type] // len(self.flat.arms))
+            scalars[True] = self._settings.scalars(t, rate_K * self._ratio_K, scale_K)
+        update = update_of(self.kind, device)
+        chunk = max(1, ELEMENTS[device.type] // len(self.flat.arms))
         for part, stretch, fast in self._stretches:
             for first in range(stretch.start, stretch.stop, chunk):
                 columns = slice(first, min(first + chunk, stretch.stop))
@@ -76,27 +105,9 @@ class PerArmOptimizer:
                     None if part.copy_KC is None else part.copy_KC[:, within],
                     [value[:, columns] for value in self.state.values()],
                     scalars[fast],
-                    constants,
+                    self._settings.constants,
                 )
         self.flat.changes += 1
-
-    def _scalars(
-        self, t: int, rate_K: torch.Tensor, scale_K: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        """What an update at some rates needs of each arm, [K, 1] each."""
-        keep_K1 = (1 - rate_K * self._decay).float()[:, None]
-        return keep_K1, *self._corrections(t, rate_K), scale_K[:, None]
-
-    def _corrections(self, t: int, rate_K: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Step sizes [K, 1] and divisors of sqrt(v) [K, 1], with AdamW's bias corrections."""
-        if self.kind == "lion":
-            return rate_K.float()[:, None], torch.ones_like(self._beta1)
-        first = [1 - beta1**t for beta1, _ in self._betas]
-        second = [(1 - beta2**t) ** 0.5 for _, beta2 in self._betas]
-        first_K, second_K = put(
-            torch.tensor([first, second], dtype=torch.float64), rate_K.device
-        ).unbind()
-        return (rate_K / first_K).float()[:, None], second_K.float()[:, None]
 
 
 def _stretches(flat: Flat, *, fast: bool) -> list[tuple[Part, slice, bool]]:
@@ -171,3 +182,13 @@ def _scaled(gradient: torch.Tensor, scale_K1: torch.Tensor) -> torch.Tensor:
 
 
 _UPDATES: dict[str, Callable[..., None]] = {"adamw": _adamw, "lion": _lion}
+
+
+def update_of(kind: str, device: torch.device) -> Callable[..., None]:
+    """The update of an optimizer, as one kernel on a GPU.
+
+    It takes values [K, P], gradients, a copy to write or None, the optimizer's states, scalars and
+    constants (:class:`Settings`).
+    """
+    update = _UPDATES[kind]
+    return fused(update, dynamic=True) if device.type == "cuda" else update

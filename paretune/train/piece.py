@@ -122,7 +122,8 @@ class PieceRunner:
         self._linear_head = trainee.head_is_linear
         self._regions = Regions(trainee.model, compiler)
         # Graphs cannot be captured on the default stream, nor autograd's nodes change streams
-        self._stream = torch.cuda.Stream(trainee.device) if cuda else None  # type: ignore[no-untyped-call]
+        own = cuda and graphs is not False
+        self._stream = torch.cuda.Stream(trainee.device) if own else None  # type: ignore[no-untyped-call]
         self._graphs: dict[tuple[Any, ...], _Graph] = {}
         self.without: list[str] = []
 

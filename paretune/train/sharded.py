@@ -8,45 +8,41 @@ arm is trained as by one process, to rounding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import (
-    CPUOffloadPolicy,
-    FSDPModule,
-    MixedPrecisionPolicy,
-    OffloadPolicy,
-    fully_shard,
-)
+from torch.distributed.fsdp import FSDPModule
 
 from paretune.data.blocks import Batch, Blocks
-from paretune.errors import UserError
-from paretune.model.compilation import repeated_blocks
-from paretune.model.load import load_model
+from paretune.model.flat import Flat, compute_type
+from paretune.model.layers import linear_layers
 from paretune.model.passes import Pass
+from paretune.model.regions import Compiler
+from paretune.model.sharded import ShardedTrainee
 from paretune.model.trainee import Trainee
-from paretune.study.arms import ArmConfig
-from paretune.study.config import Base
+from paretune.study.shapes import ModelShape
 from paretune.train import gloo
 from paretune.train.loss import IGNORED
-from paretune.train.piece import Piece
-from paretune.train.schedule import Resolved
+from paretune.train.piece import Piece, PieceRunner
+from paretune.train.sharded_optim import ShardedOptimizer
+from paretune.train.sharded_state import load_shards, save_shards
 from paretune.train.trainer import Trainer
 
 
 @contextmanager
 def process_group(device: str) -> Iterator[torch.device]:
     """Join the processes that torchrun started, on this one's device: gloo on a CPU, else NCCL."""
-    dist.init_process_group("gloo" if device == "cpu" else "nccl")
     own = torch.device(device)
     if device != "cpu":
         own = torch.device(device, dist.get_node_local_rank())
         torch.cuda.set_device(own)
+    # What lies in host memory (commands, offloaded shards) goes through gloo on a GPU too
+    dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl")
     try:
         yield own
     finally:
@@ -54,64 +50,46 @@ def process_group(device: str) -> Iterator[torch.device]:
         gloo.rest()
 
 
-def shard(
-    model: torch.nn.Module, device: torch.device, *, recompute: bool = False, offload: bool = False
-) -> None:
-    """Spread a model's parameters over all processes, block by block, in place.
+class ShardedTrainer(Trainer):
+    """What training of sharded arms of any method has in common; every process makes every call.
 
     Args:
-        recompute: activation checkpointing: keep a block's input alone and compute it again.
-        offload: keep shards, gradients and optimizer states in host memory.
-    """
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    policy = MixedPrecisionPolicy()
-    if device.type == "cuda":
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    place = CPUOffloadPolicy() if offload else OffloadPolicy()
-    for block in repeated_blocks(model):
-        if recompute:
-            block.forward = checkpoint_wrapper(_Forward(block.forward)).forward
-        fully_shard(block, mesh=mesh, mp_policy=policy, offload_policy=place)
-    fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=place)
-
-
-class _Forward(torch.nn.Module):
-    """A block's own forward as a module, so that recomputing does not rename its parameters."""
-
-    def __init__(self, forward: Any) -> None:
-        super().__init__()
-        self._call = forward
-
-    def forward(self, *inputs: Any, **settings: Any) -> Any:
-        return self._call(*inputs, **settings)
-
-
-class ShardedCohort(Trainer):
-    """A LoRA cohort over a sharded base; everything else as in :class:`Trainer`.
-
-    Args:
-        trainee: of ``lora_cohort`` (the same in every process), its model not sharded yet.
-
-    Raises:
-        UserError: DoRA or trained biases, which read whole weights outside of a forward pass.
+        rows: rows of each arm that go through a device at a time.
+        expected: bytes that the plan gives a device.
     """
 
     def __init__(
         self,
-        trainee: Trainee,
+        trainee: ShardedTrainee,
         blocks: Blocks,
         batch_size: int,
-        *,
-        recompute: bool = False,
-        offload: bool = False,
+        rows: int | None = None,
+        expected: int = 0,
     ) -> None:
-        for arm in trainee.arms:
-            if arm.dora or arm.bias:
-                raise UserError(f"{arm.id}: sharded training has no DoRA and no trained biases")
         super().__init__(trainee, blocks, batch_size)
-        shard(trainee.model, trainee.device, recompute=recompute, offload=offload)
-        # FSDP gathers weights around the model's own forward, so logits come from there
-        self.runner._linear_head = False
+        self._expected_bytes = expected
+        share = -(-batch_size // dist.get_world_size())
+        if rows is not None:
+            trainee.rows = min(rows, share)
+        elif trainee.device.type == "cuda":
+            trainee.rows = 1
+
+    def fit_memory(self, shape: ModelShape, *, surplus: float = 1.0) -> None:
+        """Nothing: the plan has said how many rows go through at a time."""
+
+    def _new_runner(self) -> PieceRunner:
+        """Neither compiled nor replayed: FSDP's exchanges stand between the blocks."""
+        return PieceRunner(self.trainee, compiler=Compiler("none"), graphs=False)
+
+    def _accumulate(
+        self, group: Pass, batches: dict[int, Batch], t: int, pieces: int | None = None
+    ) -> torch.Tensor:
+        # One process cannot go on in smaller pieces than the others
+        return self._pieces(group, batches, t, pieces)
+
+
+class ShardedCohort(ShardedTrainer):
+    """A LoRA cohort over a sharded base; everything else as in :class:`Trainer`."""
 
     def _pieces(
         self, group: Pass, batches: dict[int, Batch], t: int, pieces: int | None
@@ -127,77 +105,115 @@ class ShardedCohort(Trainer):
         return total_K
 
 
-class ShardedFull:
-    """Full finetuning of one arm with weights, gradients and optimizer states sharded.
-
-    AdamW is torch's own, over the shards. The loss is the mean over the whole batch's loss tokens.
-
-    Raises:
-        UserError: an optimizer other than AdamW, or attention dropout.
-    """
+class ShardedFull(ShardedTrainer):
+    """Full finetuning of one arm with weights, gradients and optimizer states sharded."""
 
     def __init__(
         self,
-        base: Base,
-        arm: ArmConfig,
+        trainee: ShardedTrainee,
         blocks: Blocks,
         batch_size: int,
-        device: torch.device,
-        *,
-        recompute: bool = False,
-        offload: bool = False,
+        rows: int | None = None,
+        expected: int = 0,
     ) -> None:
-        if arm.optimizer != "adamw" or arm.attention_dropout:
-            raise UserError(f"{arm.id}: sharded training has AdamW, and no attention dropout")
-        model = load_model(base, torch.device("cpu"))
-        model.requires_grad_(True)
-        model.to("cpu" if offload else device)
-        shard(model, device, recompute=recompute, offload=offload)
-        self.model = cast(FSDPModule, model)
-        self.trainee = Trainee(model, [arm], [], [Pass(0, 1, ())], None, device, base)
-        self.arm, self.blocks, self.batch_size = arm, blocks, batch_size
-        self.rows = 1 if device.type == "cuda" else batch_size
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=arm.learning_rate,
-            betas=arm.betas or (0.9, 0.999),
-            eps=arm.eps,
-            weight_decay=arm.decay,
-        )
+        super().__init__(trainee, blocks, batch_size, rows, expected)
+        self._parameters: dict[str, Any] = dict(trainee.model.named_parameters())
+        self._sharded = ShardedOptimizer(self._parameters, trainee.arms[0])
+        self._untouched = True
 
-    def step(self, t: int, schedule: Resolved) -> tuple[float, float]:
-        """Optimizer step number ``t`` (0-based); returns the batch's loss and the gradient's norm.
+    def restart(self) -> None:
+        """Go back to the base's weights with fresh optimizer state; at the start nothing is due."""
+        if not self._untouched:
+            super().restart()
+            self._sharded.reset()
+        self._untouched = True
 
-        Both are of the whole batch, the same in every process.
-        """
-        from paretune.data.order import rows_for_step
-        from paretune.train.loss import arm_losses
+    def state(self, position: int) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+        """The divergence watch; weights and optimizer states are what :meth:`save` writes."""
+        return {}, self.divergence.state(position)
 
-        batch = self.blocks.batch(
-            rows_for_step(self.blocks.count, self.batch_size, t, self.arm.seed)
-        )
+    def restore(
+        self, position: int, tensors: dict[str, torch.Tensor], watch: dict[str, float]
+    ) -> None:
+        """Undo of :meth:`state`; also takes what one process alone has written."""
+        self._untouched = False
+        if tensors:
+            self._from_whole(tensors)
+        self.divergence.restore(position, watch)
+
+    def save_shards(self, position: int, folder: Path) -> dict[str, str]:
+        """Write weights and optimizer states; each process writes its own shards."""
+        return save_shards(folder, self._tensors())
+
+    def load_shards(self, position: int, folder: Path) -> None:
+        """Undo of :meth:`save_shards`, for any number of processes."""
+        load_shards(folder, self._tensors())
+
+    def weights(self, position: int) -> dict[str, torch.Tensor]:
+        """The arm's weights, whole and in host memory, in the first process; nothing elsewhere."""
+        found = {}
+        for name, value in self._parameters.items():
+            whole = value.detach().full_tensor().cpu()
+            if dist.get_rank() == 0:
+                found[name] = whole
+        return found
+
+    def _tensors(self) -> dict[str, dict[str, Any]]:
+        values = {name: value.detach() for name, value in self._parameters.items()}
+        return {"values": values, **self._sharded.state}
+
+    def _from_whole(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take this process's share of rows [P] that hold all of an arm's tensors."""
+        shapes = {name: tuple(value.shape) for name, value in self._parameters.items()}
+        low = compute_type(self.trainee.device) == torch.bfloat16
+        copied = [f"{name}.weight" for name in linear_layers(self.trainee.model)] if low else ()
+        layout = Flat.layout(shapes, copied)
+        for kind, shards in self._tensors().items():
+            for name, shard in shards.items():
+                offset, shape = layout[name]
+                whole = tensors[kind][offset : offset + math.prod(shape)].view(shape)
+                local = shard.to_local()
+                first = _first_row(shard)
+                local.copy_(whole[first : first + len(local)])
+
+    def _zero_grad(self) -> None:
+        for value in self._parameters.values():
+            value.grad = None
+
+    def _norms(self, loss_K: torch.Tensor) -> torch.Tensor:
+        squares = [
+            torch.linalg.vector_norm(value.grad.to_local(), dtype=torch.float32) ** 2
+            for value in self._parameters.values()
+            if value.grad is not None
+        ]
+        total = torch.stack(squares).sum().to(loss_K.device)
+        dist.all_reduce(total)
+        return total.sqrt()[None]
+
+    def _update(self, t: int, rate_K: torch.Tensor, scale_K: torch.Tensor) -> None:
+        self._untouched = False
+        self._sharded.step(t, rate_K, scale_K)
+
+    def _pieces(
+        self, group: Pass, batches: dict[int, Batch], t: int, pieces: int | None
+    ) -> torch.Tensor:
+        batch = batches[self.trainee.arms[0].seed]
         total_K = torch.zeros(1, device=self.trainee.device)
-        pieces = list(own_pieces([batch], self.batch_size, self.rows, self.trainee))
-        for number, (_, piece) in enumerate(pieces):
+        own = list(own_pieces([batch], self.batch_size, self.trainee.rows, self.trainee))
+        model = cast(FSDPModule, self.trainee.model)
+        for number, (first, piece) in enumerate(own):
+            model.set_is_last_backward(number + 1 == len(own))
             # FSDP gives the mean over processes; the loss is a sum of their parts
-            self.model.set_is_last_backward(number + 1 == len(pieces))
-            out = self.trainee.forward(
-                piece.ids,
-                position_ids_NS=piece.positions,
-                segments_NS=piece.segments,
-                use_cache=False,
-            )
-            loss_K = arm_losses(out.logits, None, None, piece.labels, piece.weight_K)
-            (loss_K.sum() * dist.get_world_size()).backward()  # type: ignore[no-untyped-call]
-            total_K += loss_K.detach()
+            piece.weight_K.mul_(dist.get_world_size())
+            total_K += self.runner.run(group, piece, t, first * self.blocks.block_length)
         dist.all_reduce(total_K)
-        most = self.arm.clip if self.arm.clip is not None else float("inf")
-        norm: Any = torch.nn.utils.clip_grad_norm_(self.trainee.model.parameters(), most)
-        for settings in self.optimizer.param_groups:
-            settings["lr"] = self.arm.learning_rate * schedule.factor(t)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return float(total_K), float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        return total_K / dist.get_world_size()
+
+
+def _first_row(shard: Any) -> int:
+    """Where a tensor's local rows begin in the whole one: FSDP2 cuts it as ``torch.chunk`` does."""
+    rows = int(shard.shape[0])
+    return min(dist.get_rank() * -(-rows // dist.get_world_size()), rows)
 
 
 def own_pieces(

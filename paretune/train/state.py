@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -11,14 +13,28 @@ from safetensors.torch import save_file
 
 from paretune.files import sha256, write_text, write_with
 
+_SHARDS = "shards"
+
 
 def save_state(
-    folder: Path, leg: str, step: int, tensors: dict[str, torch.Tensor], watch: dict[str, float]
+    folder: Path,
+    leg: str,
+    step: int,
+    tensors: dict[str, torch.Tensor],
+    watch: dict[str, float],
+    *,
+    shards: Mapping[str, str] | None = None,
 ) -> None:
-    """Write an arm's state after ``step`` of ``leg``; its checksum is written last."""
+    """Write an arm's state after ``step`` of ``leg``; its checksum is written last.
+
+    Args:
+        shards: checksums of what several processes have written beside it (:func:`shards_of`).
+    """
     path = state_path(folder, leg, step)
     content = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = {name: str(value) for name, value in watch.items()}
+    if shards:
+        metadata[_SHARDS] = json.dumps(shards)
     write_with(path, lambda temporary: save_file(content, temporary, metadata))
     write_text(_checksum(path), sha256(path) + "\n")
 
@@ -27,16 +43,31 @@ def load_state(
     folder: Path, leg: str, step: int
 ) -> tuple[dict[str, torch.Tensor], dict[str, float]] | None:
     """Undo of :func:`save_state`; None when the file is absent, cut off or altered."""
+    return read_state(folder, leg, step) if intact(folder, leg, step) else None
+
+
+def intact(folder: Path, leg: str, step: int) -> bool:
+    """Whether a state, and what several processes wrote of it, is what was written."""
     path = state_path(folder, leg, step)
     try:
         if sha256(path) != _checksum(path).read_text().strip():
-            return None
+            return False
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            watch = {name: float(value) for name, value in (file.metadata() or {}).items()}
-        return tensors, watch
+            shards = json.loads((file.metadata() or {}).get(_SHARDS, "{}"))
+        place = shards_of(folder, leg, step)
+        return all(sha256(place / Path(name).name) == known for name, known in shards.items())
     except (OSError, SafetensorError):
-        return None
+        return False
+
+
+def read_state(
+    folder: Path, leg: str, step: int
+) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """A state that is :func:`intact`."""
+    with safe_open(state_path(folder, leg, step), framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = {k: v for k, v in (file.metadata() or {}).items() if k != _SHARDS}
+    return tensors, {name: float(value) for name, value in metadata.items()}
 
 
 def saved_steps(folder: Path, leg: str) -> set[int]:
@@ -54,6 +85,12 @@ def prune(folder: Path, leg: str, keep: Iterable[int]) -> None:
         path = state_path(folder, leg, step)
         _checksum(path).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
+        shutil.rmtree(shards_of(folder, leg, step), ignore_errors=True)
+
+
+def shards_of(folder: Path, leg: str, step: int) -> Path:
+    """Where several processes write what they share of a state."""
+    return folder / f"{leg}@{step}.shards"
 
 
 def state_path(folder: Path, leg: str, step: int) -> Path:

@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,12 +15,14 @@ from paretune.data.blocks import Batch, Blocks
 from paretune.data.order import rows_for_step
 from paretune.model.passes import Pass
 from paretune.model.trainee import CPU_TOKENS, Trainee
-from paretune.study.memory import SHARE, ModelShape, cohort_bytes, rows_that_fit
-from paretune.study.memory import Batch as StepRows
+from paretune.study.memory import SHARE, cohort_bytes, rows_that_fit
+from paretune.study.shapes import Batch as StepRows
+from paretune.study.shapes import ModelShape
 from paretune.train.divergence import Divergence
 from paretune.train.optim import PerArmOptimizer, put
 from paretune.train.piece import Piece, PieceRunner
 from paretune.train.schedule import Resolved
+from paretune.train.state import read_state, shards_of
 
 # Gradients are views into one matrix by design (see Flat), which autograd remarks on
 warnings.filterwarnings("ignore", message="grad and param do not obey")
@@ -60,12 +63,15 @@ class Trainer:
             [arm.clip if arm.clip is not None else math.inf for arm in trainee.arms],
             device=trainee.device,
         )
-        self.runner = PieceRunner(trainee)
+        self.runner = self._new_runner()
         self._capacity = blocks.most_segments() if self.runner.attends else 0
         self.divergence = self._new_divergence()
         self._log = _Log()
         self._expected_bytes = 0
         trainee.rows = self._rows_on_cpu()
+
+    def _new_runner(self) -> PieceRunner:
+        return PieceRunner(self.trainee)
 
     def restart(self) -> None:
         """Go back to the initial weights with fresh optimizer state, for another leg."""
@@ -84,24 +90,20 @@ class Trainer:
         """
         trainee = self.trainee
         batches = self._batches(t)
-        for flat in trainee.flats:
-            flat.zero_grad()
+        self._zero_grad()
         loss_K = torch.zeros(len(trainee.arms), device=trainee.device)
         for group in trainee.passes:
             if trainee.device.type == "cpu" and not self.alive(group):
                 continue
             loss_K[group.start : group.stop] = self._accumulate(group, batches, t)
-        norm_K = torch.zeros_like(loss_K)
-        for flat in trainee.flats:
-            norm_K[flat.positions] = flat.grad_norm()
+        norm_K = self._norms(loss_K)
         alive_K = self.divergence.watch(t + 1, loss_K, norm_K)
         # torch.nn.utils.clip_grad_norm_'s formula, arm by arm
         scale_K = (self._clip_K / (norm_K + 1e-6)).clamp(max=1.0)
         scale_K = torch.where(alive_K, scale_K, 0.0)
         rates = [p * s.factor(t) for p, s in zip(self._peak, schedules, strict=True)]
         rate_K = put(torch.tensor(rates, dtype=torch.float64), trainee.device) * alive_K
-        for flat, optimizer in zip(trainee.flats, self.optimizers, strict=True):
-            optimizer.step(t + 1, rate_K[flat.positions], scale_K[flat.positions])
+        self._update(t + 1, rate_K, scale_K)
         self._log.steps.append(t + 1)
         self._log.loss_K.append(loss_K)
         self._log.norm_K.append(norm_K)
@@ -148,15 +150,37 @@ class Trainer:
     ) -> None:
         """Undo of :meth:`state`."""
         index, row = self._locate(position)
-        self.trainee.flats[index].values[row].copy_(tensors["values"])
-        self.trainee.flats[index].refresh()
-        for name, value in self.optimizers[index].state.items():
-            value[row].copy_(tensors[name])
+        if tensors:
+            self.trainee.flats[index].values[row].copy_(tensors["values"])
+            self.trainee.flats[index].refresh()
+            for name, value in self.optimizers[index].state.items():
+                value[row].copy_(tensors[name])
         found = self.trainee.anchor(position)
         if found is not None:
             anchor, own = found
             anchor.restore(own, tensors)
         self.divergence.restore(position, watch)
+
+    def resume(self, position: int, folder: Path, leg: str, step: int) -> None:
+        """Go on with an arm from its state in ``folder``, which is intact."""
+        self.restore(position, *read_state(folder, leg, step))
+        shards = shards_of(folder, leg, step)
+        if shards.exists():
+            self.load_shards(position, shards)
+
+    def save_shards(self, position: int, folder: Path) -> dict[str, str]:
+        """Write what :meth:`state` leaves out of a sharded arm; returns checksums by file name."""
+        return {}
+
+    def load_shards(self, position: int, folder: Path) -> None:
+        """Take what several processes wrote of a sharded arm."""
+        from paretune.train.sharded_state import load_shards
+
+        index, row = self._locate(position)
+        flat = self.trainee.flats[index]
+        kinds = {"values": flat.values, **self.optimizers[index].state}
+        load_shards(folder, {kind: flat.tensors(row, value) for kind, value in kinds.items()})
+        flat.refresh()
 
     def weights(self, position: int) -> dict[str, torch.Tensor]:
         """Named views of one arm's trained tensors, and of what a PiSSA arm subtracts."""
@@ -211,6 +235,21 @@ class Trainer:
             return {}
         measured = torch.cuda.max_memory_allocated(device)
         return {"measured_bytes": measured, "expected_bytes": self._expected_bytes}
+
+    def _zero_grad(self) -> None:
+        for flat in self.trainee.flats:
+            flat.zero_grad()
+
+    def _norms(self, loss_K: torch.Tensor) -> torch.Tensor:
+        """Norm [K] of each arm's gradient."""
+        norm_K = torch.zeros_like(loss_K)
+        for flat in self.trainee.flats:
+            norm_K[flat.positions] = flat.grad_norm()
+        return norm_K
+
+    def _update(self, t: int, rate_K: torch.Tensor, scale_K: torch.Tensor) -> None:
+        for flat, optimizer in zip(self.trainee.flats, self.optimizers, strict=True):
+            optimizer.step(t, rate_K[flat.positions], scale_K[flat.positions])
 
     def _batches(self, t: int) -> dict[int, Batch]:
         """The batch of step ``t`` for each seed among the arms."""

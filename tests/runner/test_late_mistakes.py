@@ -57,6 +57,15 @@ LATE = [
         "base.quantise rounds; leave out one of the two",
     ),
     (
+        "a sharded base under an arm that needs whole weights",
+        "training: {block_length: 32, batch_size: 2}\nbudgets: {at: [10ba, 20ba]}\narms:\n"
+        "  - method: full\n",
+        "training: {block_length: 32, batch_size: 2, devices_per_cohort: 2}\n"
+        "budgets: {at: [10ba, 20ba]}\narms:\n  - method: full\n    attention_dropout: 0.1\n",
+        "line 11: arms[0].attention_dropout: attention dropout needs whole weights, and "
+        "training.devices_per_cohort shards the base; leave out one of the two",
+    ),
+    (
         "a budget beyond the data",
         "budgets: {at: [10ba, 20ba]}",
         "budgets: {at: [10ba, 5M]}",

@@ -13,8 +13,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from paretune.model.layers import linear_layers
 from paretune.model.shape import model_shape
 from paretune.study.arms import ArmConfig
-from paretune.study.memory import Batch, Machine, Workload, cohort_bytes, rows_that_fit
+from paretune.study.memory import Workload, cohort_bytes, rows_that_fit
 from paretune.study.plan import cohorts, make_plan
+from paretune.study.shapes import Batch, Machine
 
 GIB = 2**30
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "cohort.json"

@@ -145,7 +145,7 @@ MISTAKES = [
         "regime: cpt",
         "regime: cpt\ntraining: {gpus: 8}",
         "line 4: training.gpus: unknown key; known here: block_length, batch_size, template, "
-        "full_together, repeat, max_bad_rows",
+        "full_together, devices_per_cohort, offload, repeat, max_bad_rows",
     ),
     changed(
         "a missing key",

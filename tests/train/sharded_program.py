@@ -7,15 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from paretune.data.blocks import Blocks
-from paretune.model.trainee import lora_cohort
+from paretune.model.sharded import sharded_cohort, sharded_full
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
 from paretune.train.schedule import Span, resolve
 from paretune.train.sharded import ShardedCohort, ShardedFull, process_group
-from paretune.train.sharded_state import load_sharded, save_sharded
+from paretune.train.state import load_state, save_state, shards_of
 
 
 def main() -> None:
@@ -24,30 +25,37 @@ def main() -> None:
     base, blocks = Base(name=given["base"]), Blocks(Path(given["blocks"]), "cpt")
     span = Span(given["batch"] * blocks.block_length, 1)
     with process_group("cpu") as device:
-        losses: list[list[float]] = []
         settings = {"recompute": given["recompute"], "offload": given["offload"]}
         trainer: ShardedFull | ShardedCohort
         if arms[0].method == "full":
-            trainer = ShardedFull(base, arms[0], blocks, given["batch"], device, **settings)
+            trainee = sharded_full(base, arms[0], device, **settings)
+            trainer = ShardedFull(trainee, blocks, given["batch"], given["rows"])
         else:
-            cohort = lora_cohort(base, arms, device)
-            trainer = ShardedCohort(cohort, blocks, given["batch"], **settings)
-            arms = cohort.arms
-        plans = [resolve(a.schedule, span, total=20, warmup_total=20) for a in arms]
-        if given["load"]:
-            load_sharded(Path(given["load"]), trainer)
+            trainee = sharded_cohort(base, arms, device, **settings)
+            trainer = ShardedCohort(trainee, blocks, given["batch"])
+        plans = [resolve(a.schedule, span, total=20, warmup_total=20) for a in trainee.arms]
+        for position, arm in enumerate(trainee.arms):
+            if given["load"]:
+                folder = Path(given["load"]) / arm.id
+                state = load_state(folder, "main", given["first"])
+                assert state is not None
+                trainer.restore(position, *state)
+                if shards_of(folder, "main", given["first"]).exists():
+                    trainer.load_shards(position, shards_of(folder, "main", given["first"]))
         for t in range(given["first"], given["stop"]):
-            if isinstance(trainer, ShardedFull):
-                losses.append([trainer.step(t, plans[0])[0]])
-            else:
-                trainer.step(t, plans)
-        if isinstance(trainer, ShardedCohort):
-            curves = trainer.curve()
-            losses = [[row["loss"] for row in rows] for rows in zip(*curves, strict=True)]
-        if given["save"]:
-            save_sharded(Path(given["save"]), trainer)
+            trainer.step(t, plans)
+        losses = [[row["loss"] for row in rows] for rows in zip(*trainer.curve(), strict=True)]
+        for position, arm in enumerate(trainee.arms):
+            if given["save"]:
+                folder = Path(given["save"]) / arm.id
+                sums = trainer.save_shards(position, shards_of(folder, "main", given["stop"]))
+                if dist.get_rank() == 0:
+                    tensors, watch = trainer.state(position)
+                    save_state(folder, "main", given["stop"], tensors, watch, shards=sums)
+        weights = [trainer.weights(position) for position in range(len(trainee.arms))]
         if dist.get_rank() == 0:
             Path(given["out"]).write_text(json.dumps(losses))
+            torch.save(weights, given["out"] + ".weights")
 
 
 main()

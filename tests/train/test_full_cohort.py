@@ -16,8 +16,9 @@ from paretune.data.order import rows_for_step
 from paretune.model.full_cohort import full_cohort
 from paretune.model.regions import Compiler
 from paretune.study.config import Base
-from paretune.study.memory import SHARE, Batch, Machine, ModelShape, Workload, cohort_bytes
+from paretune.study.memory import SHARE, Workload, cohort_bytes
 from paretune.study.plan import SMALL_BASE, cohorts
+from paretune.study.shapes import Batch, Machine, ModelShape
 from paretune.train.piece import PieceRunner
 from paretune.train.schedule import Span, resolve
 from paretune.train.trainer import Trainer

@@ -1,0 +1,216 @@
+"""A study whose cohorts are sharded is the study without: curves, scores, checkpoints, states."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+import paretune
+from paretune.analyse.results import tidy
+
+pytestmark = pytest.mark.slow
+
+CPT = """
+name: sharded
+base: pocket
+regime: cpt
+target:
+  data: {from: json, path: rows.jsonl}
+  items: 4
+  metrics: [bits_per_byte, kl]
+source:
+  self_probe: {samples: 4, tokens: 16}
+  texts:
+    - {name: prose, data: {from: pocket-prose}, metrics: [cloze], items: 4}
+training: {block_length: 32, batch_size: 3%s}
+defaults: {schedule: {shape: trapezoid, warmup: 2ba}}
+arms:
+  - {method: full, learning_rate: 1e-3, weight_decay: 0.1}
+  - {method: full, learning_rate: 1e-4, optimizer: lion}
+  - {method: lora, rank: 2, learning_rate: 5e-3, lora_dropout: 0.1}
+  - {method: lora, rank: 4, learning_rate: 1e3}
+budgets: {at: [%s], mode: %s}
+checkpoints: {every_seconds: 0.2}
+"""
+IFT = """
+name: sharded-pairs
+base: pocket
+regime: ift
+target:
+  data: {from: arithmetic, problems: 60}
+  heldout: 20%%
+  metrics: [bits_per_byte, exact_match]
+  samples: {count: 2, temperature: 1.0, pass_at: [1]}
+  items: 4
+  answer_tokens: 6
+training: {block_length: 96, batch_size: 4%s}
+arms:
+  - {method: lora, rank: 4, learning_rate: 5e-3}
+budgets: {at: [6ba]}
+"""
+
+
+def write_rows(folder: Path) -> None:
+    lines = []
+    for i in range(120):
+        body = "\\n".join(f"    value_{j} = {i} * {j} + {i * j}" for j in range(6))
+        lines.append(f'{{"text": "def function_{i}(x):\\n{body}\\n"}}')
+    (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def start(folder: Path, text: str, out: str) -> subprocess.Popen[str]:
+    (folder / f"{out}.yaml").write_text(text)
+    command = [sys.executable, "-m", "paretune", "run", f"{out}.yaml", "--out", out, "--no-report"]
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    out, errors = process.communicate(timeout=500)
+    assert process.returncode == 0, errors
+    return out
+
+
+def same(folder: Path, one: str, other: str) -> None:
+    """Scores, curves and checkpoints of two runs of a study, to 1e-5."""
+    first, second = (paretune.load(folder / name) for name in (one, other))
+    keys = ["arm", "tokens", "metric"]
+    a, b = (tidy(record).sort_values(keys).reset_index(drop=True) for record in (first, second))
+    assert a[keys].equals(b[keys])
+    assert len(a) > 4
+    np.testing.assert_allclose(a.value, b.value, atol=1e-5, rtol=1e-5)
+    for status in paretune.status(folder / one):
+        x, y = first.curve(status.arm), second.curve(status.arm)
+        assert list(x.step) == list(y.step)
+        assert list(x.leg) == list(y.leg)
+        np.testing.assert_allclose(x.loss.dropna(), y.loss.dropna(), atol=1e-5, rtol=1e-5)
+    states = [
+        {status.arm: (status.state, status.reason) for status in paretune.status(folder / name)}
+        for name in (one, other)
+    ]
+    assert states[0] == states[1]
+    files = sorted((folder / one / "arms").glob("*/checkpoints/*/*.safetensors"))
+    assert files
+    for path in files:
+        mine = load_file(path)
+        others = load_file(folder / other / path.relative_to(folder / one))
+        assert mine.keys() == others.keys()
+        for name, value in mine.items():
+            np.testing.assert_allclose(value, others[name], atol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Studies that were run by one process each."""
+    folder = tmp_path_factory.mktemp("sharded")
+    write_rows(folder)
+    finish(start(folder, CPT % ("", "4ba, 8ba", "cooldown"), "plain"))
+    return folder
+
+
+def test_two_processes_give_the_study_of_one(folder: Path) -> None:
+    """Adapters and full arms, AdamW and Lion, branches that cool down, an arm that diverges."""
+    text = CPT % (", devices_per_cohort: 2", "4ba, 8ba", "cooldown")
+    said = finish(start(folder, text, "two"))
+    assert "sharded over 2 cpu devices" in said
+    same(folder, "plain", "two")
+    diverged = [s for s in paretune.status(folder / "two") if s.state == "diverged"]
+    assert [arm.label for arm in diverged] == ["lora r4 lr 1000"]
+
+
+def test_answers_are_generated_by_all_processes(folder: Path) -> None:
+    finish(start(folder, IFT % "", "pairs"))
+    finish(start(folder, IFT % ", devices_per_cohort: 2", "pairs-two"))
+    same(folder, "pairs", "pairs-two")
+
+
+def ranks(folder: Path, out: str) -> dict[int, int]:
+    """The processes of a study's cohort at work: process number by rank."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            given = b" ".join(words)
+            environment = (entry / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"paretune.runner.rank" in words and f'"{out}"'.encode() in given:
+            number = [v for v in environment if v.startswith(b"RANK=")]
+            if number:
+                found[int(number[0][5:])] = int(entry.name)
+    return found
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def until_saved(folder: Path, out: str, process: subprocess.Popen[str], method: str) -> None:
+    """Wait until a cohort has saved a state and is at work."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        if ranks(folder, out) and list((folder / out).glob(f"arms/{method}*/resume/*.sha256")):
+            return
+        time.sleep(0.05)
+    raise AssertionError("nothing was saved")
+
+
+def test_killed_and_resumed_over_another_number_of_processes(folder: Path) -> None:
+    """SIGKILL of a process, of the launcher, and of the command itself; SIGTERM; three processes.
+
+    The states are written by two processes and go on in three, offloaded, and in one.
+    """
+    at = "30ba, 60ba"
+    finish(start(folder, CPT % ("", at, "hot"), "long"))
+    two = CPT % (", devices_per_cohort: 2", at, "hot")
+    process = start(folder, two, "cut")
+    until_saved(folder, "cut", process, "lora")
+    os.kill(ranks(folder, "cut")[1], signal.SIGKILL)
+    until_saved(folder, "cut", process, "full")
+    os.kill(parent(ranks(folder, "cut")[0]), signal.SIGKILL)
+    time.sleep(8)
+    until_saved(folder, "cut", process, "full")
+    working = ranks(folder, "cut")
+    process.send_signal(signal.SIGKILL)
+    said, _ = process.communicate()
+    assert said.count("; starting it again") >= 2, said
+    time.sleep(2)
+    assert not [pid for pid in working.values() if Path(f"/proc/{pid}").exists()]
+    process = start(folder, two, "cut")
+    until_saved(folder, "cut", process, "full")
+    time.sleep(8)
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=100)
+        assert process.returncode in (0, 75), errors
+    three = CPT % (", devices_per_cohort: 3, offload: true", at, "hot")
+    finish(start(folder, three, "cut"))
+    same(folder, "long", "cut")
+
+
+def test_a_state_of_two_processes_serves_one(folder: Path) -> None:
+    text = CPT % (", devices_per_cohort: 2", "4ba, 200ba", "hot")
+    process = start(folder, text, "to-one")
+    until_saved(folder, "to-one", process, "full")
+    process.kill()
+    process.communicate()
+    saved = list((folder / "to-one").glob("arms/full*/resume/*.shards/*.safetensors"))
+    assert saved, "several processes wrote it"
+    finish(start(folder, CPT % ("", "4ba, 200ba", "hot"), "to-one"))
+    finish(start(folder, CPT % ("", "4ba, 200ba", "hot"), "one"))
+    same(folder, "one", "to-one")

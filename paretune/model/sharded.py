@@ -16,6 +16,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
+    FSDPModule,
     MixedPrecisionPolicy,
     OffloadPolicy,
     fully_shard,
@@ -58,11 +59,19 @@ class ShardedTrainee(Trainee):
         if self.is_full:
             self._reset_base()
 
+    def reshard(self) -> None:
+        """Before weights are written: FSDP keeps what stands outside of the blocks whole after a
+        forward pass, and would go on with that.
+        """
+        cast(FSDPModule, self.model).reshard()
+
     @torch.no_grad()
     def _reset_base(self) -> None:
+        self.reshard()
         whole = _first_reads(self.base, torch.float32)
         values = dict(whole.named_parameters())
-        for name, own in self.model.named_parameters():
+        named: dict[str, Any] = dict(self.model.named_parameters())
+        for name, own in named.items():
             value = torch.empty(own.shape, dtype=own.dtype, device=self.device)
             if dist.get_rank() == 0:
                 value.copy_(values[name])

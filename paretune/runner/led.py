@@ -130,6 +130,16 @@ class Leader:
     def __init__(self, member: Member) -> None:
         self.member = member
         self._group = commands()
+        self._pasts = 0
+        self._forgotten: list[int] = []
+
+    def past(self) -> Past:
+        """A cache that is to be filled; those no longer in use are freed."""
+        if self._forgotten:
+            gone, self._forgotten[:] = list(self._forgotten), []
+            self.call("forget", gone)
+        self._pasts += 1
+        return Past(self, self._pasts, self._forgotten)
 
     def call(self, name: str, *given: Any) -> Any:
         """Call a method of :class:`Member` in every process; what it returns in this one."""
@@ -182,7 +192,7 @@ class LedTrainee:
         return LedView(self._leader, None if group is None else self.passes.index(group))
 
 
-class _Past:
+class Past:
     """A cache that every process has, by its number."""
 
     def __init__(self, leader: Leader, number: int, forgotten: list[int]) -> None:
@@ -206,8 +216,6 @@ class LedView:
         self._of = group
         own = leader.member.view(group)
         self.count, self.device, self.rows = own.count, own.device, own.rows
-        self._next = 0
-        self._forgotten: list[int] = []
 
     def logits(
         self,
@@ -230,12 +238,7 @@ class LedView:
         use_cache: bool = True,
     ) -> tuple[torch.Tensor, Any]:
         """Logits [K, B, S, V] for each arm's own rows, and the cache."""
-        if self._forgotten:
-            gone, self._forgotten[:] = list(self._forgotten), []
-            self._leader.call("forget", gone)
-        if past is None:
-            self._next += 1
-            past = _Past(self._leader, self._next, self._forgotten)
+        past = past or self._leader.past()
         settings = {
             "attention_mask_KBS": _off(attention_mask_KBS),
             "position_ids_KBS": _off(position_ids_KBS),

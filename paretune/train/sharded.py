@@ -159,6 +159,7 @@ class ShardedFull(ShardedTrainer):
         return found
 
     def _tensors(self) -> dict[str, dict[str, Any]]:
+        cast(ShardedTrainee, self.trainee).reshard()
         values = {name: value.detach() for name, value in self._parameters.items()}
         return {"values": values, **self._sharded.state}
 

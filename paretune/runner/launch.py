@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 # A process that dies without a message (killed, crashed) is started again this often, with all
 RETRIES = 3
 _PR_SET_PDEATHSIG = 1
+_LAUNCHER = "PARETUNE_LAUNCHER"
 
 
 @dataclass(frozen=True)
@@ -185,8 +186,14 @@ def end_with_parent(parent: int) -> None:
         sys.exit(1)
 
 
+def launcher_pid() -> int:
+    """The number of the launcher's process, as it told the processes that it started."""
+    return int(os.environ[_LAUNCHER])
+
+
 if __name__ == "__main__":
+    end_with_parent(int(sys.argv[1]))
+    os.environ[_LAUNCHER] = str(os.getpid())
     from torch.distributed.run import main
 
-    end_with_parent(int(sys.argv[1]))
     main(sys.argv[2:])

@@ -23,7 +23,7 @@ from paretune.files import write_json
 from paretune.model.trainee import CPU_TOKENS
 from paretune.runner.cohort import CohortRun, Seconds
 from paretune.runner.faults import explained
-from paretune.runner.launch import Asked, end_with_parent
+from paretune.runner.launch import Asked, end_with_parent, launcher_pid
 from paretune.runner.leases import Leases
 from paretune.runner.led import Leader, LedTrainer, LedView, Member, follow
 from paretune.runner.ledger import BASE, Ledger
@@ -162,7 +162,7 @@ def _of_another(error: Exception) -> bool:
 
 def main() -> None:
     """Work, and report how it ended."""
-    end_with_parent(os.getppid())
+    end_with_parent(launcher_pid())
     asked = Asked.read(sys.argv[1])
     report: dict[str, Any] = {}
     try:

@@ -21,6 +21,7 @@ from paretune.study.shapes import ModelShape
 
 # vocabulary, width, inner width, layers, heads, key-value heads, head and embedding tied
 SHAPES = {
+    "13b": (32_000, 5120, 13_824, 40, 40, 40, False),
     "7b": (32_000, 4096, 11_008, 32, 32, 32, False),
     "3b": (128_256, 3072, 8192, 28, 24, 8, True),
     "1b": (128_256, 2048, 8192, 16, 32, 8, True),
@@ -29,6 +30,7 @@ SHAPES = {
     "tiny": (8192, 64, 96, 3, 4, 2, True),
 }
 NAMES = {
+    "13b": "13B shape (Llama-2)",
     "7b": "7B shape (Llama-2)",
     "3b": "3B shape (Llama-3.2)",
     "1b": "1B shape (Llama-3.2)",

@@ -43,6 +43,7 @@ class Asked:
 
     Attributes:
         arms: ids of the cohort's; none: score the base.
+        device: ``cpu``, ``cuda`` for all GPUs that are visible, or one of them (``cuda:1``).
         runner: whose leases cover it, and whose log it is written to.
         report: a folder in which each process says how it ended.
     """
@@ -91,11 +92,16 @@ def _once(
 ) -> str | None:
     """Start all processes once; how one died that said nothing, or None when all is done."""
     count = asked.sharding.devices
-    values = asdict(asked) | {"report": str(report)}
+    kind, _, index = asked.device.partition(":")
+    values = asdict(asked) | {"report": str(report), "device": kind}
     command = [sys.executable, "-m", "paretune.runner.launch", str(os.getpid())]
     command += ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(count)]
     command += ["-m", "paretune.runner.rank", json.dumps(values)]
     env = {**os.environ, "OMP_NUM_THREADS": str(max(1, threads // count))}
+    if index:
+        # A worker that was given one GPU of several: its processes see no other
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        env["CUDA_VISIBLE_DEVICES"] = visible.split(",")[int(index)] if visible else index
     # All processes are on this machine
     env.setdefault("GLOO_SOCKET_IFNAME", "lo")
     with (report / "errors").open("w") as errors:

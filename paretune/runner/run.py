@@ -188,8 +188,8 @@ class _Run:
         work = self._workspace(repair)
         check_prepared(ledger, work.prepared.manifest)
         repair.scores(BASE)
-        self._score_base(work)
         self._form_cohorts(list(self.study.arms), trained)
+        self._score_base(work)
         steps = sum(leg.stop - leg.start for leg in work.legs(self.study.arms[0]))
         ledger.set_facts(steps=steps, tokens_per_step=work.span.tokens_per_step)
         return work
@@ -307,7 +307,7 @@ class _Run:
             gc.collect()
             torch.cuda.empty_cache()
         launch(
-            Asked(str(self.folder), tuple(ids), sharding, self.device.type, self.leases.name),
+            Asked(str(self.folder), tuple(ids), sharding, str(self.device), self.leases.name),
             torch.get_num_threads(),
             self.progress,
             self.seconds,

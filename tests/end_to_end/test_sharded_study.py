@@ -32,13 +32,20 @@ source:
     - {name: prose, data: {from: pocket-prose}, metrics: [cloze], items: 4}
 training: {block_length: 32, batch_size: 3%s}
 defaults: {schedule: {shape: trapezoid, warmup: 2ba}}
-arms:
+arms:%s
+budgets: {at: [%s], mode: %s}
+checkpoints: {every_seconds: 0.2}
+"""
+EVERY = """
   - {method: full, learning_rate: 1e-3, weight_decay: 0.1}
   - {method: full, learning_rate: 1e-4, optimizer: lion}
   - {method: lora, rank: 2, learning_rate: 5e-3, lora_dropout: 0.1}
   - {method: lora, rank: 4, learning_rate: 1e3}
-budgets: {at: [%s], mode: %s}
-checkpoints: {every_seconds: 0.2}
+"""
+# Rates at which rounding does not grow over many steps
+STEADY = """
+  - {method: full, learning_rate: 1e-4}
+  - {method: lora, rank: 2, learning_rate: 1e-3, lora_dropout: 0.1}
 """
 IFT = """
 name: sharded-pairs
@@ -121,13 +128,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Studies that were run by one process each."""
     folder = tmp_path_factory.mktemp("sharded")
     write_rows(folder)
-    finish(start(folder, CPT % ("", "4ba, 8ba", "cooldown"), "plain"))
+    finish(start(folder, CPT % ("", EVERY, "4ba, 8ba", "cooldown"), "plain"))
     return folder
 
 
 def test_two_processes_give_the_study_of_one(folder: Path) -> None:
     """Adapters and full arms, AdamW and Lion, branches that cool down, an arm that diverges."""
-    text = CPT % (", devices_per_cohort: 2", "4ba, 8ba", "cooldown")
+    text = CPT % (", devices_per_cohort: 2", EVERY, "4ba, 8ba", "cooldown")
     said = finish(start(folder, text, "two"))
     assert "sharded over 2 cpu devices" in said
     same(folder, "plain", "two")
@@ -180,47 +187,60 @@ def until_saved(folder: Path, out: str, process: subprocess.Popen[str], method: 
     raise AssertionError("nothing was saved")
 
 
-def test_killed_and_resumed_over_another_number_of_processes(folder: Path) -> None:
-    """SIGKILL of a process, of the launcher, and of the command itself; SIGTERM; three processes.
+AT = "30ba, 80ba"
 
-    The states are written by two processes and go on in three, offloaded, and in one.
-    """
-    at = "30ba, 60ba"
-    finish(start(folder, CPT % ("", at, "hot"), "long"))
-    two = CPT % (", devices_per_cohort: 2", at, "hot")
-    process = start(folder, two, "cut")
-    until_saved(folder, "cut", process, "lora")
-    os.kill(ranks(folder, "cut")[1], signal.SIGKILL)
-    until_saved(folder, "cut", process, "full")
-    os.kill(parent(ranks(folder, "cut")[0]), signal.SIGKILL)
-    time.sleep(8)
-    until_saved(folder, "cut", process, "full")
-    working = ranks(folder, "cut")
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study with time to be killed in, run by one process."""
+    folder = tmp_path_factory.mktemp("killed")
+    write_rows(folder)
+    finish(start(folder, CPT % ("", STEADY, AT, "hot"), "whole"))
+    return folder
+
+
+def sharded(devices: str) -> str:
+    return CPT % (f", devices_per_cohort: {devices}", STEADY, AT, "hot")
+
+
+def test_killed_and_resumed_over_another_number_of_processes(long: Path) -> None:
+    """SIGKILL of a process, of the launcher, and of the command; SIGTERM; three, offloaded."""
+    process = start(long, sharded("2"), "cut")
+    until_saved(long, "cut", process, "lora")
+    os.kill(ranks(long, "cut")[1], signal.SIGKILL)
+    until_saved(long, "cut", process, "full")
+    first = ranks(long, "cut")
+    os.kill(parent(first[0]), signal.SIGKILL)
+    while (
+        not (working := ranks(long, "cut"))
+        or working.keys() != first.keys()
+        or (working[0] == first[0])
+    ):
+        assert process.poll() is None
+        time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     said, _ = process.communicate()
-    assert said.count("; starting it again") >= 2, said
-    time.sleep(2)
-    assert not [pid for pid in working.values() if alive(pid)], "they end with the command"
-    process = start(folder, two, "cut")
-    until_saved(folder, "cut", process, "full")
-    time.sleep(8)
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=100)
-        assert process.returncode in (0, 75), errors
-    three = CPT % (", devices_per_cohort: 3, offload: true", at, "hot")
-    finish(start(folder, three, "cut"))
-    same(folder, "long", "cut")
+    assert said.count("; starting it again") == 2, said
+    deadline = time.monotonic() + 20
+    while any(alive(pid) for pid in working.values()):
+        assert time.monotonic() < deadline, "they end with the command"
+        time.sleep(0.1)
+    process = start(long, sharded("2"), "cut")
+    until_saved(long, "cut", process, "full")
+    time.sleep(6)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 75, errors
+    finish(start(long, sharded("3, offload: true"), "cut"))
+    same(long, "whole", "cut")
 
 
-def test_a_state_of_two_processes_serves_one(folder: Path) -> None:
-    text = CPT % (", devices_per_cohort: 2", "4ba, 150ba", "hot")
-    process = start(folder, text, "to-one")
-    until_saved(folder, "to-one", process, "full")
+def test_a_state_of_two_processes_serves_one(long: Path) -> None:
+    process = start(long, sharded("2"), "to-one")
+    until_saved(long, "to-one", process, "full")
     process.kill()
     process.communicate()
-    saved = list((folder / "to-one").glob("arms/full*/resume/*.shards/*.safetensors"))
+    saved = list((long / "to-one").glob("arms/full*/resume/*.shards/*.safetensors"))
     assert saved, "several processes wrote it"
-    finish(start(folder, CPT % ("", "4ba, 150ba", "hot"), "to-one"))
-    finish(start(folder, CPT % ("", "4ba, 150ba", "hot"), "one"))
-    same(folder, "one", "to-one")
+    finish(start(long, CPT % ("", STEADY, AT, "hot"), "to-one"))
+    same(long, "whole", "to-one")

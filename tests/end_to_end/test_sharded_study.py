@@ -40,7 +40,7 @@ EVERY = """
   - {method: full, learning_rate: 1e-3, weight_decay: 0.1}
   - {method: full, learning_rate: 1e-4, optimizer: lion}
   - {method: lora, rank: 2, learning_rate: 5e-3, lora_dropout: 0.1}
-  - {method: lora, rank: 4, learning_rate: 1e3}
+  - {method: lora, rank: 4, learning_rate: 1e38}
 """
 # Rates at which rounding does not grow over many steps
 STEADY = """
@@ -113,8 +113,6 @@ def same(folder: Path, one: str, other: str) -> None:
     files = sorted((folder / one / "arms").glob("*/checkpoints/*/*.safetensors"))
     assert files
     for path in files:
-        if states[0][path.parts[-4]][0] == "diverged":
-            continue  # on its way to chaos
         mine = load_file(path)
         others = load_file(folder / other / path.relative_to(folder / one))
         assert mine.keys() == others.keys()
@@ -139,7 +137,7 @@ def test_two_processes_give_the_study_of_one(folder: Path) -> None:
     assert "sharded over 2 cpu devices" in said
     same(folder, "plain", "two")
     diverged = [s for s in paretune.status(folder / "two") if s.state == "diverged"]
-    assert [arm.label for arm in diverged] == ["lora r4 lr 1000"]
+    assert [arm.label for arm in diverged] == ["lora r4 lr 1e+38"]
 
 
 def test_answers_are_generated_by_all_processes(folder: Path) -> None:

@@ -44,7 +44,7 @@ EVERY = """
 """
 # Rates at which rounding does not grow over many steps
 STEADY = """
-  - {method: full, learning_rate: 1e-4}
+  - {method: full, learning_rate: 2e-5}
   - {method: lora, rank: 2, learning_rate: 1e-3, lora_dropout: 0.1}
 """
 IFT = """

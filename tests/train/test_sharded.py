@@ -96,5 +96,6 @@ def test_recomputed_activations_and_offloaded_states_change_nothing(
     tmp_path: Path, tiny_base: Base, text_blocks: Blocks, arms: list[dict[str, Any]]
 ) -> None:
     expected = alone(tiny_base, arms, text_blocks)[:4]
-    found = together(tmp_path, tiny_base, arms, text_blocks, 2, 0, 4, recompute=True)
+    settings = {"recompute": True, "offload": True}
+    found = together(tmp_path, tiny_base, arms, text_blocks, 2, 0, 4, **settings)
     np.testing.assert_allclose(found, expected, atol=1e-5)

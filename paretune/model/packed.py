@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from paretune.model.asked import asked_of_hidden, asked_of_logits, put
 from paretune.model.regions import Regions
 from paretune.model.tree import BLOCK, TREE, TreeRow, block_mask, dense_mask
 
+LOG = logging.getLogger("paretune")
 # Agreement of logits, relative to their spread, that a tree must keep with plain rows
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.08, torch.float16: 0.02}
 
@@ -54,13 +56,26 @@ class PackedModel:
         """Log-probability of each token asked for, and the likeliest in its place: [K, M] each.
 
         Args:
-            compiled: on a GPU, compile the model's blocks for rows of this length.
+            compiled: on a GPU, compile the model's blocks for rows of this length. What cannot be
+                compiled is computed as it is, with a message.
         """
         if self._flex and len(row.tokens) % BLOCK:
             row = row.padded(-(-len(row.tokens) // BLOCK) * BLOCK)
+        if compiled and self._regions is not None:
+            try:
+                with self._regions.compiled():
+                    return self._scores(row, count)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                self._regions = None
+                reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+                LOG.warning("scoring goes on uncompiled, more slowly: %s", reason[0])
+        return self._scores(row, count)
+
+    def _scores(self, row: TreeRow, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         places_P = self._tensor(row.places)
-        regions = self._regions.compiled() if self._regions and compiled else nullcontext()
-        with self._masked(row) as mask, regions:
+        with self._masked(row) as mask:
             out = self._forward(
                 self._tensor(row.tokens).expand(count, -1),
                 position_ids_NS=self._tensor(row.positions).expand(count, -1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,21 @@ def choose(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name}: not available here; use cpu or leave it out") from error
     return device
+
+
+def check_compiler(device: torch.device) -> None:
+    """Refuse a GPU on a machine without a C compiler, which Triton builds its kernels with.
+
+    Raises:
+        UserError: there is none.
+    """
+    if device.type != "cuda" or os.environ.get("CC"):
+        return
+    if not any(shutil.which(name) for name in ("gcc", "clang")):
+        raise UserError(
+            "training on a GPU needs a C compiler, for the kernels that are built when it starts; "
+            "install gcc or clang, or name one in the environment variable CC"
+        )
 
 
 def check_free(device: torch.device, runners: Sequence[dict[str, Any]]) -> None:

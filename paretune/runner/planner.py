@@ -8,9 +8,9 @@ from tempfile import TemporaryDirectory
 
 from paretune.data.prepare import Prepared, check_budgets, prepare
 from paretune.model.load import load_tokenizer
-from paretune.runner.device import choose, measure
+from paretune.runner.device import check_compiler, choose, measure
 from paretune.runner.sharding import check_sharding
-from paretune.runner.workspace import check_arms, one_by_one, workload
+from paretune.runner.workspace import check_arms, one_by_one, unreached_by_lora, workload
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Study
 from paretune.study.plan import Plan, cohorts, make_plan
@@ -68,11 +68,15 @@ def _plan(study: Study, device: str | None) -> StudyPlan:
         for leg in legs(steps, mode, arm.schedule, span):
             leg_schedule(leg, mode, arm.schedule, span, steps)
     runs = legs(steps, mode, study.arms[0].schedule, span)
-    machine = measure(choose(device))
+    where = choose(device)
+    check_compiler(where)
+    machine = measure(where)
     work = workload(config, machine)
     reason = one_by_one(config, study.arms, machine)
     if reason:
         notes.append(f"full arms train one after another: {reason}")
+    if any(arm.method != "full" for arm in study.arms) and (unreached := unreached_by_lora(config)):
+        notes.append(unreached)
     groups = cohorts(study.arms, trained, work)
     check_sharding(study, groups, trained, work, planning=True)
     made = make_plan(

@@ -18,7 +18,7 @@ from paretune.errors import Damaged
 from paretune.model.trainee import CPU_TOKENS, frozen
 from paretune.runner.cohort import CohortRun, Seconds
 from paretune.runner.complete import ended, finished
-from paretune.runner.device import check_free, choose, kept_threads, measure
+from paretune.runner.device import check_compiler, check_free, choose, kept_threads, measure
 from paretune.runner.faults import explained
 from paretune.runner.launch import Asked, launch
 from paretune.runner.leases import Leases
@@ -103,7 +103,9 @@ def take_part(
     Args:
         workers: processes that take part, so that arms are spread over them.
     """
-    share = _Run(study, folder, choose(device), progress, command)
+    where = choose(device)
+    check_compiler(where)
+    share = _Run(study, folder, where, progress, command)
     share.workers = workers
     share.go(report)
 

@@ -132,6 +132,28 @@ def check_arms(study: Study, arms: Sequence[ArmConfig] | None = None) -> dict[st
         return trained
 
 
+def unreached_by_lora(config: StudyConfig) -> str | None:
+    """What adapters cannot reach, where that is much of the base: experts in stacked tensors."""
+    model = load_shape(config.base)
+    linear = set(linear_layers(model))
+    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[operator]
+    known = {id(module.weight) for module in embeddings if module is not None}
+    sizes = {
+        name: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if parameter.ndim > 1 and id(parameter) not in known
+        and name.rpartition(".")[0] not in linear
+    }  # fmt: skip
+    share = sum(sizes.values()) / sum(parameter.numel() for parameter in model.parameters())
+    if share < 0.05:
+        return None
+    largest = max(sizes, key=lambda name: sizes[name])
+    return (
+        f"LoRA adapts linear layers; {share:.0%} of the base lies in other tensors "
+        f"(such as {largest}), which only full arms train"
+    )
+
+
 def one_by_one(config: StudyConfig, arms: Sequence[ArmConfig], machine: Machine) -> str | None:
     """Why full arms train one after another although ``training.full_together`` asks otherwise."""
     several = sum(arm.method == "full" for arm in arms) > 1

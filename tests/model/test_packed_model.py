@@ -13,6 +13,7 @@ import transformers.integrations.flex_attention as flex
 from torch.nn.attention.flex_attention import flex_attention
 
 from paretune.evaluate.tasks.pack import Scored, pack
+from paretune.model.regions import Compiler, Regions
 from paretune.model.trainee import frozen, lora_cohort
 from paretune.model.tree import attend_in_tree, block_mask, dense_mask
 from paretune.model.view import ArmView
@@ -190,3 +191,23 @@ def test_flex_attention_takes_what_autocast_leaves(monkeypatch: pytest.MonkeyPat
         enable_gqa=True,
     )
     torch.testing.assert_close(found.transpose(1, 2), expected, atol=2e-2, rtol=2e-2)
+
+
+def test_blocks_that_cannot_be_compiled_score_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tf.LlamaForCausalLM(CONFIGS["llama"]()).save_pretrained(tmp_path)
+    trainee = frozen(Base(name=str(tmp_path)), CPU)
+    packed = trainee.packed
+    (row,) = [each.row for each in pack(requests(0), 512)]
+    plain = packed.scores(row, 1)
+
+    class Refusing(Compiler):
+        def __call__(self, block: object, inputs: object) -> Callable[..., object]:
+            raise RuntimeError("this operation is not known to me")
+
+    packed._regions = Regions(trainee.model, Refusing("own"))
+    torch._dynamo.reset()
+    for a, b in zip(packed.scores(row, 1), plain, strict=True):
+        torch.testing.assert_close(a, b)
+    assert "scoring goes on uncompiled" in caplog.text

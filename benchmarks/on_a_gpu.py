@@ -93,6 +93,9 @@ PORTIONS = {
     ),
     "decoding": (Step("decoding.py --rows cohort_1b,humaneval_1b", 170, 300),),
     "whole_study": (Step("whole_study.py", 420, 565),),
+    "sharded": (Step("sharded.py --rows plan_13b,lora_13b", 120),),
+    # On a machine with several GPUs
+    "several": (Step("sharded.py --rows full_3b,full_13b", 240, 500),),
     "variants": (
         Step("variants.py --rows variants_1b", 240, 360),
         Step("variants.py --rows full_cohort_035b", 110),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,7 +28,7 @@ TEXTS = [
 
 def beginning() -> PreTrainedTokenizerFast:
     """A tokenizer that begins each text with a token of its own."""
-    made = tokenizer()
+    made = copy.deepcopy(tokenizer())  # other tests have the same one
     made.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
     )

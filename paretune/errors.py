@@ -45,3 +45,8 @@ class Stopped(UserError):
     """Asked to stop (SIGTERM, as preemption sends); the state is saved. sysexits.h's TEMPFAIL."""
 
     exit_code = 75
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in one line; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

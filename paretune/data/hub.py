@@ -8,7 +8,7 @@ from typing import Any
 
 from paretune.data.rows import AnyRow, Fields
 from paretune.data.stream import resumed
-from paretune.errors import Fault, UserError
+from paretune.errors import Fault, UserError, first_line
 from paretune.study.sources import Hub
 
 
@@ -50,10 +50,9 @@ class HubRows:
                 raise
             raise Fault(f"{error}. {_check()}") from error
         except Exception as error:  # the hub's client raises many kinds, of several libraries
-            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
                 f"{what} could not be read from the Hugging Face hub "
-                f"({type(error).__name__}: {first_line}). {_check()}"
+                f"({type(error).__name__}: {first_line(error)}). {_check()}"
             ) from error
 
     def _open(self, start: int) -> Iterator[dict[str, Any]]:

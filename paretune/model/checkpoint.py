@@ -10,12 +10,8 @@ import torch
 from paretune.errors import UserError
 from paretune.model.flat import compute_type
 from paretune.model.load import load_model
-from paretune.model.trainee import Trainee, frozen
+from paretune.model.trainee import Trainee, frozen, scoring_rows
 from paretune.study.config import Base
-
-# Tokens of one scoring pass; what is packed as trees has a size of its own
-GPU_TOKENS = 16_384
-CPU_TOKENS = 1024
 
 
 def load_checkpoint(model: str, adapter: Path | None, device: torch.device) -> Trainee:
@@ -35,8 +31,7 @@ def load_checkpoint(model: str, adapter: Path | None, device: torch.device) -> T
         merged = _merged(load_model(base, torch.device("cpu")), adapter)
         merged = merged.to(compute_type(device)).to(device).eval()
         trainee = Trainee(merged, [], [], [], None, device, base)
-    tokens = CPU_TOKENS if device.type == "cpu" else GPU_TOKENS
-    trainee.rows = max(1, tokens // 512)
+    trainee.rows = scoring_rows(device, 512)
     return trainee
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from paretune.errors import first_line
 from paretune.model.asked import asked_of_hidden, asked_of_logits, put
 from paretune.model.regions import Regions
 from paretune.model.tree import BLOCK, TREE, TreeRow, block_mask, dense_mask
@@ -69,8 +70,7 @@ class PackedModel:
                 raise
             except RuntimeError as error:
                 self._regions = None
-                reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-                LOG.warning("scoring goes on uncompiled, more slowly: %s", reason[0])
+                LOG.warning("scoring goes on uncompiled, more slowly: %s", first_line(error))
         return self._scores(row, count)
 
     def _scores(self, row: TreeRow, count: int) -> tuple[torch.Tensor, torch.Tensor]:

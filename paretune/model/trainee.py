@@ -37,6 +37,8 @@ from paretune.study.config import Base
 Head: TypeAlias = tuple[torch.Tensor | None, torch.Tensor | None]
 # Tokens in one forward pass on a CPU: beyond this, activations leave the cache and it gets slower
 CPU_TOKENS = 1024
+# Tokens in one scoring pass on a GPU; what is packed as trees has a size of its own
+_GPU_TOKENS = 16_384
 
 
 class Trainee:
@@ -233,6 +235,11 @@ class Trainee:
         if group is None and self.adapted is None and self.arms:
             raise ValueError("a full arm has no base beneath it")
         return ArmView(self, group)
+
+
+def scoring_rows(device: torch.device, length: int) -> int:
+    """Rows of ``length`` tokens that a model without anything to train scores at a time."""
+    return max(1, (CPU_TOKENS if device.type == "cpu" else _GPU_TOKENS) // length)
 
 
 def frozen(base: Base, device: torch.device) -> Trainee:

@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from paretune.errors import UserError
 from paretune.files import write_json
-from paretune.model.trainee import CPU_TOKENS
+from paretune.model.trainee import scoring_rows
 from paretune.runner.cohort import CohortRun, Seconds
 from paretune.runner.faults import explained
 from paretune.runner.launch import Asked, end_with_parent, launcher_pid
@@ -33,9 +33,6 @@ from paretune.runner.workspace import Workspace
 from paretune.study.config import DRIFT, StudyConfig
 from paretune.train.sharded import process_group
 from paretune.train.trainer import Trainer
-
-# Tokens of the base's own scoring passes on a GPU
-_GPU_TOKENS = 16_384
 
 
 class _Lines:
@@ -122,9 +119,8 @@ class _Lead:
         """Let all processes hold the frozen base, where something is compared with it."""
         if self.asked.arms and not _compares(self.work.config):
             return
-        kind = self.leader.member.device.type
-        limit = CPU_TOKENS if kind == "cpu" else _GPU_TOKENS
-        self.leader.call("hold_base", max(1, limit // self.work.config.training.block_length))
+        length = self.work.config.training.block_length
+        self.leader.call("hold_base", scoring_rows(self.leader.member.device, length))
         self._attach()
 
     def _attach(self) -> None:

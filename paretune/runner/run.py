@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from paretune.errors import Damaged
-from paretune.model.trainee import CPU_TOKENS, frozen
+from paretune.model.trainee import frozen, scoring_rows
 from paretune.runner.cohort import CohortRun, Seconds
 from paretune.runner.complete import ended, finished
 from paretune.runner.device import check_compiler, check_free, choose, kept_threads, measure
@@ -41,8 +41,6 @@ from paretune.version import VERSION
 if TYPE_CHECKING:
     from paretune.runner.executors import Executor
 
-# Tokens of the base's own scoring passes on a GPU
-_GPU_TOKENS = 16_384
 # Between looks at what others still do
 WAIT_SECONDS = 1.0
 
@@ -340,8 +338,7 @@ class _Run:
             self.progress.line(f"base: {ledger.shown(BASE, 0, self.study.config.metric_names())}")
             return
         base = frozen(self.study.config.base, self.device)
-        limit = CPU_TOKENS if self.device.type == "cpu" else _GPU_TOKENS
-        base.rows = max(1, limit // self.study.config.training.block_length)
+        base.rows = scoring_rows(self.device, self.study.config.training.block_length)
         view = base.view(None)
         with same_probe(ledger, self._say):
             work.suite.attach_base(view)

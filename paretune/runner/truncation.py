@@ -16,7 +16,7 @@ from paretune.evaluate.items import Items, score
 from paretune.files import append_jsonl, read_jsonl
 from paretune.model.layers import linear_layers
 from paretune.model.load import load_shape
-from paretune.model.trainee import CPU_TOKENS, Trainee, frozen
+from paretune.model.trainee import Trainee, frozen, scoring_rows
 from paretune.runner.device import choose
 from paretune.runner.ledger import BASE, Ledger
 from paretune.runner.progress import Progress, Silent
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LOG = "truncation.jsonl"
-_GPU_TOKENS = 16_384  # of one scoring pass
 
 
 @dataclass(frozen=True)
@@ -116,8 +115,7 @@ def score_cuts(
     if todo:
         work = Workspace.build(study, ledger, progress.line)
         base = frozen(study.config.base, choose(device))
-        limit = CPU_TOKENS if base.device.type == "cpu" else _GPU_TOKENS
-        base.rows = max(1, limit // study.config.training.block_length)
+        base.rows = scoring_rows(base.device, study.config.training.block_length)
         work.suite.attach_base(base.view(None))
         model = _Model(base, weights, tuned, matrices, max(c.rank or 0 for c in todo), rest)
         progress.begin("scoring truncations", len(todo))

@@ -13,6 +13,7 @@ from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.exc import InductorError
 
 from paretune.data.blocks import Batch
+from paretune.errors import first_line
 from paretune.model.attention import attending, can_attend, segment_bounds
 from paretune.model.passes import Pass
 from paretune.model.regions import Compiler, Regions
@@ -155,8 +156,7 @@ class PieceRunner:
         else:
             return False
         self.without.append(what)
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        LOG.warning("training goes on without %s, more slowly: %s", what, reason[0])
+        LOG.warning("training goes on without %s, more slowly: %s", what, first_line(error))
         self.release()
         return True
 

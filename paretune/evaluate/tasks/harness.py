@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from paretune.data.mirror import Mirror
-from paretune.errors import UserError
+from paretune.errors import UserError, first_line
 from paretune.evaluate.tasks.templates import templates_compiled_once
 from paretune.study.mistakes import closest
 from paretune.study.tasks import Task
@@ -69,10 +69,10 @@ def _load(
     except Exception as error:  # of the hub's client, and of whatever a task's own code does
         data = [_data(entry.cfg or {}) for entry in names.values()]
         wanted = sorted({"/".join(filter(None, each)) for each in data if each})
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{where}: {task.name} cannot be loaded ({type(error).__name__}: {first}); if it is "
-            f"its data that is missing, give local files under mirror: ({', '.join(wanted[:3])})"
+            f"{where}: {task.name} cannot be loaded ({type(error).__name__}: {first_line(error)}); "
+            "if it is its data that is missing, give local files under mirror: "
+            f"({', '.join(wanted[:3])})"
         ) from error
     return list(loaded["tasks"].values())
 

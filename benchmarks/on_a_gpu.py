@@ -71,11 +71,12 @@ PORTIONS = {
         Step("cohort.py --rows lora_1b,lora_01b,lora_3b", 240, 400),
     ),
     # Give it again until both say done: each goes on where it stopped, in the same --work
-    "study": (Step("task_study.py train", 460, 565),),
+    "study": (Step("task_study.py train", 400, 545),),
     "spectra": (
-        Step("task_study.py spectra", 90, 300),
-        Step("task_study.py cuts", 150, 300),
-        Step("task_study.py pack", 20, 90),
+        Step("task_study.py spectra", 70, 300),
+        Step("task_study.py pack", 15, 90),
+        Step("task_study.py cuts", 120, 300),
+        Step("task_study.py pack", 15, 90),
     ),
     "scoring": (
         Step("scoring.py --rows hellaswag_1b,arms_1b", 230, 330),

@@ -87,6 +87,8 @@ def best_full(folder: Path) -> str:
     results = tidy(load(folder))
     rows = results[(results["metric"] == LEARNING) & (results["method"] == "full")]
     rows = rows[rows["tokens"] == rows["tokens"].max()]
+    if rows.empty:
+        sys.exit("no full arm has been scored yet: give the step train again")
     return str(rows.loc[rows["value"].astype(float).idxmin(), "arm"])
 
 

@@ -45,6 +45,7 @@ def page(folder: Path, findings: Findings, drawn: list[str]) -> str:
         f"## Time\n\n{share(findings)}\n\n{runs(folder)}\n",
         f"## The best arm of each method and rank\n\n{best(findings)}\n",
         f"## LoRA beside full finetuning at an equal rate\n\n{at_equal_rate(findings)}\n",
+        f"## What it does not show\n\n{limits(findings)}\n",
     ]
     parts += [f"![{FIGURES[each]}]({each}.svg)\n" for each in drawn]
     return "\n".join(parts)
@@ -95,6 +96,30 @@ def best(findings: Findings) -> str:
         f"At {tokens(record.budgets[-1])} tokens: the value, and how much was learned or forgotten "
         f"with its 95% interval.\n\n{table(head, rows)}"
     )
+
+
+def limits(findings: Findings) -> str:
+    """What a reader should not conclude: metrics that hardly moved, and how much was run."""
+    rows = findings.results
+    rows = rows[(rows["tokens"] == findings.record.budgets[-1]) & (rows["method"] != "base")]
+    still = []
+    for metric in findings.record.config.metric_names():
+        own = rows[rows["metric"] == metric]
+        moved = (own["change_low"] > 0) | (own["change_high"] < 0)
+        if not moved.any():
+            still.append(findings.words(metric))
+    seeds = rows["seed"].nunique()
+    said = [
+        f"- {seeds} seed{'s' if seeds > 1 else ''} of every arm, one base and one set of data: "
+        "intervals are over items, not over runs."
+    ]
+    if still:
+        said.append(
+            f"- At the last budget no arm's interval leaves 0 out in these: {'; '.join(still)}. A "
+            "base of this size is near chance there: the rows show what scoring costs, not what "
+            "was forgotten."
+        )
+    return "\n".join(said)
 
 
 def main() -> None:

@@ -185,11 +185,14 @@ class _Run:
         ledger.register(self.study.arms)
         for remark in check_origin(ledger, self.study.config):
             self.progress.line(remark)
+        began = time.monotonic()
         work = self._workspace(repair)
         check_prepared(ledger, work.prepared.manifest)
+        read = time.monotonic()
         repair.scores(BASE)
         self._form_cohorts(list(self.study.arms), trained)
         self._score_base(work)
+        self._log("prepared", data_seconds=read - began, base_seconds=time.monotonic() - read)
         steps = sum(leg.stop - leg.start for leg in work.legs(self.study.arms[0]))
         ledger.set_facts(steps=steps, tokens_per_step=work.span.tokens_per_step)
         return work

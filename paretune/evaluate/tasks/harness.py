@@ -8,6 +8,7 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -194,12 +195,13 @@ def _folders(names: Mapping[str, Any]) -> list[Path]:
     return sorted({entry.yaml_path.parent for entry in names.values() if entry.yaml_path})
 
 
-def _task_files() -> Iterator[tuple[Path, str]]:
-    """The harness's task files and their text."""
+@cache
+def _task_files() -> tuple[tuple[Path, str], ...]:
+    """The harness's task files and their text, 7 MB, read once: files are slow on some disks."""
     import lm_eval.tasks
 
-    for path in sorted(Path(lm_eval.tasks.__file__).parent.rglob("*.yaml")):
-        yield path, path.read_text(encoding="utf-8")
+    paths = sorted(Path(lm_eval.tasks.__file__).parent.rglob("*.yaml"))
+    return tuple((path, path.read_text(encoding="utf-8")) for path in paths)
 
 
 def _folders_that_name(names: set[str]) -> set[Path]:
@@ -207,7 +209,11 @@ def _folders_that_name(names: set[str]) -> set[Path]:
     word = "|".join(re.escape(name) for name in sorted(names))
     start = r"^\s*(?:-\s*)?(?:(?:task|group|tag)\s*:)?\s*"
     line = re.compile(rf"{start}[\"']?(?:{word})[\"']?\s*$", re.MULTILINE)
-    return {path.parent for path, text in _task_files() if line.search(text)}
+    return {
+        path.parent
+        for path, text in _task_files()
+        if any(name in text for name in names) and line.search(text)
+    }
 
 
 def _all_names() -> set[str]:

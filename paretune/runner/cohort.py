@@ -38,6 +38,9 @@ from paretune.train.trainer import Trainer
 
 # Steps between which a run's pace is measured: compilation and capture lie before them
 _PACE_FROM, _PACE_TO = 4, 12
+# States of 100 GB take as long to write as the minute between them: then saves wait longer, so
+# that they take a tenth of the time. Quick ones come as often as the study says.
+_QUICK_SECONDS, _REST = 1.0, 9.0
 
 
 @dataclass
@@ -126,15 +129,18 @@ class CohortRun:
         """Train ``leg`` from ``step`` to its end, saving and scoring on the way."""
         schedules = [self.workspace.schedule(arm, leg) for arm in self.arms]
         started = saved = time.monotonic()
+        asked = every = self.workspace.config.checkpoints.every_seconds
         for t in range(step, leg.stop):
             self.trainer.step(t, schedules)
             self.progress.advance()
             self._note_pace(t - step)
             now = time.monotonic()
             pause = t + 1 in leg.stops or STOP.asked
-            if pause or now - saved > self.workspace.config.checkpoints.every_seconds:
+            if pause or now - saved > every:
                 self._save(leg, t + 1)
-                now = saved = time.monotonic()
+                saved = time.monotonic()
+                every = _between_saves(asked, saved - now)
+                now = saved
                 self._spent("train", now - started)
                 started = now
             STOP.now()
@@ -320,6 +326,11 @@ class CohortRun:
         for arm in self.arms:
             before = self.ledger.status(arm.id)["seconds"]
             self.ledger.set_status(arm.id, seconds=before + share, memory=memory)
+
+
+def _between_saves(asked: float, last: float) -> float:
+    """Seconds to the next save, where the last took so long."""
+    return asked if last <= _QUICK_SECONDS else max(asked, _REST * last)
 
 
 def _trainee(base: Base, arms: list[ArmConfig], device: torch.device) -> Trainee:

@@ -232,7 +232,7 @@ class Checkpoints(Strict):
         default="all", description="budget checkpoints kept"
     )
     every_seconds: StrictFloat = Field(
-        default=60.0, gt=0, description="time between states a run resumes from"
+        default=60.0, gt=0, description="time between states to resume from; more if saving is slow"
     )
 
 

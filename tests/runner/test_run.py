@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -13,7 +14,10 @@ from runner_helpers import small_study
 import paretune
 from paretune import UserError
 from paretune.analyse.results import tidy
+from paretune.runner import cohort
 from paretune.runner.run import run
+from paretune.train.legs import Leg
+from paretune.train.trainer import Trainer
 
 
 def results(folder: Path) -> pd.DataFrame:
@@ -179,3 +183,31 @@ def test_a_cut_off_line_in_a_ledger_file_is_forgotten(hot: Path, tmp_path: Path)
     run(small_study(hot), tmp_path / "out", report=False)
     assert json.loads(path.read_bytes().splitlines()[-1])["value"] == last["value"]
     pd.testing.assert_frame_equal(results(hot / "out"), results(tmp_path / "out"), check_exact=True)
+
+
+@pytest.mark.parametrize(("seconds", "saves"), [(0.0, 20), (2.0, 2)])
+def test_saves_that_take_long_come_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, saves: int
+) -> None:
+    """Quick saves come as often as asked; a slow one is followed by nine times as long without."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(cohort, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    step, save = Trainer.step, cohort.CohortRun._save
+    saved = []
+
+    def trained(self: Trainer, *args: object) -> None:
+        clock.now += 1.0
+        step(self, *args)  # type: ignore[arg-type]
+
+    def slow(self: cohort.CohortRun, leg: Leg, at: int) -> None:
+        save(self, leg, at)
+        saved.append(at)
+        clock.now += seconds
+
+    monkeypatch.setattr(Trainer, "step", trained)
+    monkeypatch.setattr(cohort.CohortRun, "_save", slow)
+    arms = "  - {method: lora, rank: 2, learning_rate: 5e-3}"
+    run(small_study(tmp_path, arms=arms, at="20ba", every=0.5), tmp_path / "out")
+    # At step 1, then not before 18 more steps have passed, which is at the end
+    assert len(saved) == saves
+    assert saved[-1] == 20

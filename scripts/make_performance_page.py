@@ -94,13 +94,14 @@ def _below(rows: list[dict[str, Any]]) -> str:
     """The rows whose peer is nearer than their goal asks, in speed or in memory."""
     lines = []
     for row in rows:
+        case = f"{row['name']}, {row['work']}, {row['device']}"
         goal = re.match(r"at least ([\d.]+) times the peer", row["goal"])
         if goal and row["ratio"] and row["ratio"] < float(goal[1]):
-            what = f"{row['name']}, {row['work']}: {row['ratio']:.2f} times {row['peer']}"
+            what = f"{case}: {row['ratio']:.2f} times {row['peer']}"
             lines.append(f"- {what}; the goal is {float(goal[1]):g}.")
         share = re.match(r"at most ([\d.]+) of the peer's", row["goal"])
         if share and row["ratio"] and 1 / row["ratio"] > float(share[1]):
-            what = f"{row['name']}, {row['work']}: {1 / row['ratio']:.2f} of {row['peer']}"
+            what = f"{case}: {1 / row['ratio']:.2f} of {row['peer']}"
             lines.append(f"- {what}; the goal is {float(share[1]):g}.")
     return "\nBelow their goal:\n\n" + "\n".join(lines) + "\n" if lines else ""
 

@@ -49,10 +49,10 @@ CHOICES = "hellaswag,arc_challenge,winogrande"
 PORTIONS = {
     # What was never run on a GPU first, then the rows that missed their goal
     "check": (
-        Step("-m pytest tests/train/test_on_a_gpu.py tests/spectrum/test_solvers.py -q", 80),
-        Step("variants.py --rows full_cohort_01b,agreement", 150, 200),
-        Step("cohort.py --rows lora_7b,full_3b", 130, 240),
-        Step("throughput.py", 70, 120),
+        Step("-m pytest tests/train/test_on_a_gpu.py tests/spectrum/test_solvers.py -q", 65, 160),
+        Step("variants.py --rows full_cohort_01b,agreement", 110, 200),
+        Step("cohort.py --rows lora_7b,full_3b", 80, 240),
+        Step("throughput.py", 45, 120),
     ),
     "switches": (
         Step("cohort.py --rows switches_7b", 160),
@@ -71,17 +71,18 @@ PORTIONS = {
         Step("cohort.py --rows lora_1b,lora_01b,lora_3b", 240, 400),
     ),
     # Give it again until both say done: each goes on where it stopped, in the same --work
-    "study": (Step("task_study.py train", 400, 545),),
+    "study": (Step("task_study.py train", 355, 545),),
     "spectra": (
-        Step("task_study.py spectra", 70, 300),
-        Step("task_study.py pack", 15, 90),
-        Step("task_study.py cuts", 120, 300),
-        Step("task_study.py pack", 15, 90),
+        Step("task_study.py spectra", 35, 300),
+        Step("task_study.py pack", 5, 90),
+        Step("task_study.py cuts", 140, 300),
+        Step("task_study.py pack", 5, 90),
     ),
     "scoring": (
-        Step("scoring.py --rows hellaswag_1b,arms_1b", 230, 330),
-        Step("scoring.py --rows hellaswag_7b", 190, 250),
+        Step("scoring.py --rows hellaswag_1b", 115, 150),
+        Step("scoring.py --rows arms_1b", 320, 420),
     ),
+    "scoring_7b": (Step("scoring.py --rows hellaswag_7b", 330, 500),),
     "scoring_switches": (
         Step("scoring_switches.py --rows several_arms_1b", 170, 280),
         Step("scoring_switches.py --rows one_model_1b", 220, 300),
@@ -94,7 +95,7 @@ PORTIONS = {
     ),
     "decoding": (Step("decoding.py --rows cohort_1b,humaneval_1b", 170, 300),),
     "whole_study": (Step("whole_study.py", 420, 565),),
-    "sharded": (Step("sharded.py --rows plan_13b,lora_13b", 120),),
+    "sharded": (Step("sharded.py --rows plan_13b,lora_13b", 65, 150),),
     # On a machine with several GPUs
     "several": (Step("sharded.py --rows full_3b,full_13b", 240, 500),),
     "variants": (

@@ -69,7 +69,7 @@ def put(values: NDArray[np.int64], device: torch.device) -> torch.Tensor:
 def _of_logits(
     logits_PV: torch.Tensor, asked_M: torch.Tensor, targets_M: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    totals = fused(_totals, dynamic=True) if logits_PV.is_cuda else _totals
+    totals = _totals_at_once if logits_PV.is_cuda else _totals
     total_P, best_P = totals(logits_PV)
     log_p_M = logits_PV[asked_M, targets_M].float() - total_P[asked_M]
     return log_p_M, best_P[asked_M]
@@ -83,6 +83,9 @@ def _totals(logits_PV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     largest_P1 = logits_PV.amax(-1, keepdim=True)
     total_P = (logits_PV.float() - largest_P1.float()).exp().sum(-1)
     return largest_P1[:, 0].float() + total_P.log(), logits_PV.argmax(-1)
+
+
+_totals_at_once = fused(_totals, dynamic=True)
 
 
 def _stacked(

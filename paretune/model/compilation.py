@@ -1,24 +1,59 @@
-"""What can be compiled: single functions, and a model's repeated blocks (``regions``)."""
+"""What can be compiled: single functions, and a model's repeated blocks (``regions``).
+
+torch compiles a piece of code at most eight times in a process; what would need a ninth form runs
+uncompiled from there on, several times slower. A study trains and scores many cohorts of different
+shapes in one process, so here that limit is raised for as long as our own code runs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+FORMS = 8  # torch's own limit for one piece of code
+_NO_LIMIT = 1 << 30
 
 
-@cache
-def fused(function: Function, *, dynamic: bool = False) -> Function:
-    """A function of tensors as one kernel, or as few as the compiler needs; made once.
+def forms_allowed(forms: int = _NO_LIMIT) -> AbstractContextManager[Any]:
+    """Within, one piece of code may be compiled this many times, for shapes or kinds of arguments.
+
+    By default as often as it takes, which is right only where nothing but these can differ.
+    """
+    from torch._dynamo import config
+
+    limits = {"recompile_limit": forms, "accumulated_recompile_limit": _NO_LIMIT}
+    return config.patch(limits)  # type: ignore[no-any-return]
+
+
+def fused(
+    function: Callable[Arguments, Result], *, dynamic: bool = False
+) -> Callable[Arguments, Result]:
+    """A function of tensors as one kernel, or as few as the compiler needs.
+
+    It is compiled when it is first called, and again for what is new in its arguments, without a
+    limit. Within code that is being compiled it becomes a part of that.
 
     Args:
         dynamic: one form for all shapes, rather than a form for each.
     """
-    return torch.compile(function, dynamic=dynamic)  # type: ignore[return-value]
+    compiled: list[Callable[Arguments, Result]] = []
+
+    @wraps(function)
+    def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        if torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        if not compiled:
+            compiled.append(torch.compile(function, dynamic=dynamic))
+        with forms_allowed():
+            return compiled[0](*args, **kwargs)
+
+    return run
 
 
 def repeated_blocks(model: torch.nn.Module) -> list[torch.nn.Module]:

@@ -63,7 +63,7 @@ def masked(
     x_KND: torch.Tensor, keys_K: torch.Tensor, rate_K: torch.Tensor, first: torch.Tensor
 ) -> torch.Tensor:
     """``x_KND`` times its dropout masks, in its type; on a GPU hashed and multiplied in one go."""
-    product = fused(_masked) if x_KND.is_cuda else _masked
+    product = _masked_at_once if x_KND.is_cuda else _masked
     return product(x_KND, keys_K, rate_K, first)
 
 
@@ -72,3 +72,6 @@ def _masked(
 ) -> torch.Tensor:
     k, n, d = x_KND.shape
     return x_KND * scaled_masks(keys_K, rate_K, first, (k, n, d)).to(x_KND.dtype)
+
+
+_masked_at_once = fused(_masked)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch._dynamo import lookup_backend
@@ -14,7 +14,7 @@ from torch._functorch import config as partitioning
 from torch.fx import GraphModule
 from torch.utils.checkpoint import checkpoint as again
 
-from paretune.model.compilation import repeated_blocks
+from paretune.model.compilation import FORMS, forms_allowed, repeated_blocks
 from paretune.model.merging import merge_products
 
 
@@ -54,6 +54,8 @@ class Regions:
         compiler: how; ``inductor`` by default.
     """
 
+    _made: ClassVar[int] = 0
+
     def __init__(self, model: Any, compiler: Compiler | None = None) -> None:
         compiler = compiler or Compiler()
         self._embedding: torch.nn.Module = model.get_input_embeddings()
@@ -61,6 +63,7 @@ class Regions:
         self._forms: list[Any] = [block.forward for block in self._blocks]
         self.compiles = compiler.backend != "none"
         if self.compiles:
+            Regions._made += 1
             self._forms = [
                 torch.compile(form, dynamic=False, backend=compiler) for form in self._forms
             ]
@@ -78,10 +81,13 @@ class Regions:
             return
         for block, form in zip(self._blocks, self._forms, strict=True):
             block.forward = partial(again, form, use_reentrant=False) if checkpoint else form
-        # A first block whose input asks for no gradient would need a compilation of its own
+        # A first block whose input alone asks for no gradient would be compiled on its own
         hook = self._embedding.register_forward_hook(_ask_for_gradient) if self.compiles else None
         try:
-            yield
+            # Models of one class share their code, and with it torch's limit. Each has a limit of
+            # its own here; none at all would never give up on code that is another at each step
+            with forms_allowed(FORMS * Regions._made) if self.compiles else nullcontext():
+                yield
         finally:
             if hook is not None:
                 hook.remove()
@@ -90,4 +96,5 @@ class Regions:
 
 
 def _ask_for_gradient(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-    return output if output.requires_grad else output.requires_grad_()
+    asks = output.requires_grad or not torch.is_grad_enabled()
+    return output if asks else output.requires_grad_()

@@ -75,7 +75,7 @@ class _ArmLosses(torch.autograd.Function):
         grad_VD: torch.Tensor | None = None
         grad_V = torch.zeros_like(bias_V, dtype=torch.float32) if bias_V is not None else None
         losses_T = torch.empty(total, dtype=torch.float32, device=device)
-        both = fused(_loss_and_gradient) if device.type == "cuda" else _step_by_step
+        both = _at_once if device.type == "cuda" else _step_by_step
         limit = (SLICE_BYTES_TRAINED if wants_head else SLICE_BYTES)[device.type]
         size = max(1, limit // (4 * head.shape[0]))
         size = -(-total // -(-total // size))
@@ -118,6 +118,9 @@ def _loss_and_gradient(
     columns = torch.arange(logits.shape[1], device=logits.device)
     grad = torch.exp(logits - log_sum_T[:, None]) - (columns == index_T1).float()
     return losses, (grad * scale_T[:, None]).to(logits_TV.dtype)
+
+
+_at_once = fused(_loss_and_gradient)
 
 
 def _step_by_step(

@@ -182,6 +182,7 @@ def _scaled(gradient: torch.Tensor, scale_K1: torch.Tensor) -> torch.Tensor:
 
 
 _UPDATES: dict[str, Callable[..., None]] = {"adamw": _adamw, "lion": _lion}
+_AT_ONCE = {kind: fused(update, dynamic=True) for kind, update in _UPDATES.items()}
 
 
 def update_of(kind: str, device: torch.device) -> Callable[..., None]:
@@ -190,5 +191,4 @@ def update_of(kind: str, device: torch.device) -> Callable[..., None]:
     It takes values [K, P], gradients, a copy to write or None, the optimizer's states, scalars and
     constants (:class:`Settings`).
     """
-    update = _UPDATES[kind]
-    return fused(update, dynamic=True) if device.type == "cuda" else update
+    return (_AT_ONCE if device.type == "cuda" else _UPDATES)[kind]

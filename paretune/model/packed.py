@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,22 @@ import torch
 
 from paretune.errors import first_line
 from paretune.model.asked import asked_of_hidden, asked_of_logits, put
+from paretune.model.compilation import forms_allowed
+from paretune.model.flat import compute_type
 from paretune.model.regions import Regions
 from paretune.model.tree import BLOCK, TREE, TreeRow, block_mask, dense_mask
 
 LOG = logging.getLogger("paretune")
-# Agreement of logits, relative to their spread, that a tree must keep with plain rows
+# Largest difference of a log-probability from that of a plain row, as a share of their spread,
+# that is taken for rounding in a model of any depth
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.08, torch.float16: 0.02}
+# Above it: root mean squares of what a tree may be apart, in that of the model's own rounding, and
+# where a model rounds so coarsely that a wrong mask could hide in it. Measured at a 7B shape in
+# bf16: a tree 0.05, other attention kernels 0.07, a wrong mask or wrong positions 1, one token too
+# many in sight 0.5
+_TIMES_ROUNDING = 2
+_MOST = 0.25
+_NUDGED = 251  # one value in so many of the embeddings; odd, so that no one channel has them all
 
 
 class PackedModel:
@@ -71,7 +81,9 @@ class PackedModel:
             except RuntimeError as error:
                 self._regions = None
                 LOG.warning("scoring goes on uncompiled, more slowly: %s", first_line(error))
-        return self._scores(row, count)
+        # FlexAttention is compiled by itself then, for the shapes of every cohort
+        with forms_allowed() if self._flex else nullcontext():
+            return self._scores(row, count)
 
     def _scores(self, row: TreeRow, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         places_P = self._tensor(row.places)
@@ -109,33 +121,75 @@ class PackedModel:
 
     def _try(self, count: int) -> str | None:
         row, chains = _sample_tree(int(self._model.get_input_embeddings().weight.shape[0]))
-        reason = "with a tree's mask and positions it gives other logits"
         while True:
             try:
                 packed_KM = self.scores(row, count, compiled=False)[0]
-                plain_KM = torch.cat([self._plain(chain, count) for chain in chains], dim=1)
+                reason = self._differs(packed_KM, chains, count)
             except (TypeError, ValueError, RuntimeError, NotImplementedError, IndexError) as error:
                 reason = f"its forward pass takes no tree ({type(error).__name__})"
-            else:
-                spread = plain_KM.std().clamp(min=1e-6)
-                worst = float((packed_KM - plain_KM).abs().max() / spread)
-                if worst <= _TOLERANCE[torch.bfloat16 if self._low() else torch.float32]:
-                    return None
-            if not self._flex:
+            if reason is None or not self._flex:
                 return reason
             self._flex, self._regions = False, None
 
-    def _low(self) -> bool:
-        kind = self._model.get_input_embeddings().weight.dtype
-        return self._device.type == "cuda" or kind in (torch.bfloat16, torch.float16)
+    def _differs(self, packed_KM: torch.Tensor, chains: list[TreeRow], count: int) -> str | None:
+        """By how much a tree is apart from its chains, where that is more than rounding.
 
-    def _plain(self, chain: TreeRow, count: int) -> torch.Tensor:
-        """What a tree without branches asks for, from an ordinary row: [K, M]."""
-        tokens_KS = self._tensor(chain.tokens).expand(count, -1)
-        logits_KSV = self._forward(tokens_KS, use_cache=False).logits
-        log_p_KSV = torch.log_softmax(logits_KSV.float(), -1)
-        places, targets = self._tensor(chain.places[chain.asked]), self._tensor(chain.targets)
-        return log_p_KSV[:, places, targets]
+        A deep or wide model in bf16 gives other logits for whatever changes the order of a sum. How
+        far apart is found out on its own plain rows, with the last bit of a few of their values
+        changed before the first block: from there on all is rounded differently.
+        """
+        plain_KM = self._plain(chains, count)
+        spread = float(plain_KM.std().clamp(min=1e-6))
+        apart_KM = (packed_KM - plain_KM) / spread
+        worst, typical = float(apart_KM.abs().max()), float(apart_KM.square().mean().sqrt())
+        if worst <= _TOLERANCE[self._kind()]:
+            return None
+        rounding = 0.0
+        for first in (0, _NUDGED // 2):
+            with self._nudged(first):
+                own_KM = (self._plain(chains, count) - plain_KM) / spread
+            rounding = max(rounding, float(own_KM.square().mean().sqrt()))
+        if typical <= min(_TIMES_ROUNDING * rounding, _MOST):
+            return None
+        return (
+            "with a tree's mask and positions it gives other logits (log-probabilities are apart "
+            f"by {typical:.2g} of their spread, at most {worst:.2g}; rounding explains "
+            f"{rounding:.2g})"
+        )
+
+    def _kind(self) -> torch.dtype:
+        """The type that products are computed in."""
+        kind: torch.dtype = self._model.get_input_embeddings().weight.dtype
+        if kind in (torch.bfloat16, torch.float16):
+            return kind
+        return compute_type(self._device)  # autocast's, where weights are float32
+
+    @contextmanager
+    def _nudged(self, first: int) -> Iterator[None]:
+        """Within, a few values of the embeddings are off by the last bit of what is computed."""
+        factor = 1 + torch.finfo(self._kind()).eps
+
+        def nudge(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+            values = output.flatten().clone()
+            values[first::_NUDGED] *= factor
+            return values.view_as(output)
+
+        hook = self._model.get_input_embeddings().register_forward_hook(nudge)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _plain(self, chains: list[TreeRow], count: int) -> torch.Tensor:
+        """What trees without branches ask for, each from an ordinary row: [K, M]."""
+        found = []
+        for chain in chains:
+            tokens_KS = self._tensor(chain.tokens).expand(count, -1)
+            logits_KSV = self._forward(tokens_KS, use_cache=False).logits
+            log_p_KSV = torch.log_softmax(logits_KSV.float(), -1)
+            places, targets = self._tensor(chain.places[chain.asked]), self._tensor(chain.targets)
+            found.append(log_p_KSV[:, places, targets])
+        return torch.cat(found, dim=1)
 
     @contextmanager
     def _masked(self, row: TreeRow) -> Iterator[Any]:

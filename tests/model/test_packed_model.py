@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import transformers.integrations.flex_attention as flex
 from torch.nn.attention.flex_attention import flex_attention
 
 from paretune.evaluate.tasks.pack import Scored, pack
+from paretune.model.packed import PackedModel, _sample_tree
 from paretune.model.regions import Compiler, Regions
 from paretune.model.trainee import frozen, lora_cohort
 from paretune.model.tree import attend_in_tree, block_mask, dense_mask
@@ -133,6 +136,81 @@ def test_a_model_that_takes_no_trees_says_why(
     refusal = view.tree_refusal(40)
     assert refusal is not None
     assert refusal.startswith(reason)
+
+
+def deep_in_bf16(
+    *, change: Callable[[dict[str, Any]], None] = lambda settings: None
+) -> tuple[tf.LlamaForCausalLM, PackedModel]:
+    """A model in which rounding adds up over 32 layers; what a forward pass is given is changed."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 32}
+    model = tf.LlamaForCausalLM(tf.LlamaConfig(**(SMALL | sizes))).bfloat16().eval()
+
+    def forward(
+        ids: torch.Tensor,
+        *,
+        position_ids_NS: torch.Tensor | None = None,
+        part: str = "logits",
+        **settings: Any,
+    ) -> Any:
+        if position_ids_NS is not None:
+            settings["position_ids"] = position_ids_NS
+            change(settings)
+        return (model if part == "logits" else model.model)(input_ids=ids, **settings)
+
+    return model, PackedModel(model, forward, model.lm_head, CPU)
+
+
+@torch.no_grad()
+def test_a_deep_model_in_bf16_takes_trees() -> None:
+    """Its logits differ by more than the fixed tolerance, and so do those of plain rows."""
+    model, packed = deep_in_bf16()
+    row, chains = _sample_tree(96)
+    found, _ = packed.scores(row, 1)
+    tokens = torch.from_numpy(np.stack([chain.tokens for chain in chains]))
+    targets = torch.from_numpy(np.stack([chain.targets for chain in chains]))
+
+    def plain(ids: torch.Tensor) -> torch.Tensor:
+        log_p = model(ids).logits[:, 12:24].float().log_softmax(-1)
+        return log_p.gather(2, targets[: len(ids), :, None])[..., 0]
+
+    alone = torch.cat([plain(ids[None]) for ids in tokens])
+    further = model(torch.cat([tokens, tokens.flip(0)], 1)).logits[:, 12:24].float()
+    with_others = further.log_softmax(-1).gather(2, targets[..., None])[..., 0]
+    for other in (found.view_as(alone), with_others):
+        assert float((other - alone).abs().max() / alone.std()) > 0.08
+    assert packed.refusal(1, 40) is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("what", ["attention_mask", "position_ids"])
+def test_a_deep_model_in_bf16_without_mask_or_positions_is_refused(what: str) -> None:
+    """Rounding, however much it adds up to, does not hide what is wrong; the figures are given."""
+
+    def ignore(settings: dict[str, Any]) -> None:
+        settings[what] = None
+
+    refusal = deep_in_bf16(change=ignore)[1].refusal(1, 40)
+    assert refusal is not None
+    figures = re.search(r"apart by (.+) of their spread, at most (.+); rounding .+ (.+)\)", refusal)
+    assert figures is not None, refusal
+    typical, worst, rounding = map(float, figures.groups())
+    assert worst > typical > 3 * rounding > 0
+
+
+@torch.no_grad()
+def test_a_branch_that_sees_one_token_of_another_is_refused() -> None:
+    """The smallest mistake of a mask, in float32."""
+    row, _ = _sample_tree(96)
+    ends = row.ends.copy()
+    ends[23] = ends[0]  # the last token of the first branch
+
+    def open_up(settings: dict[str, Any]) -> None:
+        settings["attention_mask"] = dense_mask(torch.from_numpy(ends), model, torch.float32)
+
+    model, packed = deep_in_bf16(change=open_up)
+    model.float()
+    assert "gives other logits" in str(packed.refusal(1, 40))
 
 
 def test_block_mask_is_the_dense_one() -> None:

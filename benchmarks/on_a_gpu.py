@@ -152,7 +152,7 @@ def main() -> None:
             (asked.out / "summary.json").write_text(json.dumps(ended, indent=1) + "\n")
     for one in ended:
         print(f"{one['end']:>12} {one['seconds']:5.0f} s  {one['portion']}: {one['command']}")
-    sys.exit(any(one["end"] != "done" for one in ended))
+    sys.exit(int(any(one["end"] != "done" for one in ended)))
 
 
 def run(step: Step, asked: argparse.Namespace, until: float) -> dict[str, Any]:

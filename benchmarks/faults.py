@@ -60,7 +60,7 @@ def main() -> None:
     bad = [row for row in rows if row["end"] not in ("identical", "refused") or row["unclear"]]
     for row in bad:
         print(json.dumps(row, indent=1))
-    sys.exit(int(bool(bad)))
+    sys.exit(1 if bad else 0)
 
 
 def side_by_side(count: int, work: Path) -> list[dict[str, Any]]:

@@ -115,9 +115,8 @@ def limits(findings: Findings) -> str:
     ]
     if still:
         said.append(
-            f"- At the last budget no arm's interval leaves 0 out in these: {'; '.join(still)}. A "
-            "base of this size is near chance there: the rows show what scoring costs, not what "
-            "was forgotten."
+            f"- At the last budget no arm's interval leaves 0 out in these: {'; '.join(still)}. "
+            "Their rows show what scoring costs; a change that small cannot be told from none."
         )
     return "\n".join(said)
 

@@ -16,7 +16,7 @@ import torch
 from torch._dynamo import config
 from torch._dynamo.utils import counters
 from train_helpers import BATCH, CPU, go_on, lora
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from paretune.data.blocks import Blocks
 from paretune.model import dropout
@@ -115,17 +115,9 @@ def test_the_loss_of_every_cohort_is_compiled(monkeypatch: pytest.MonkeyPatch) -
 
 
 @torch.no_grad()
-def test_models_that_share_their_code_do_not_share_its_limit() -> None:
-    settings = LlamaConfig(
-        vocab_size=16,
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-    )
+def test_models_that_share_their_code_do_not_share_its_limit(tiny_base: Base) -> None:
     for number in range(1, FORMS + 2):
-        model = LlamaForCausalLM(settings).eval()
+        model = LlamaForCausalLM.from_pretrained(tiny_base.name).eval()
         ids = torch.arange(4).expand(number, -1)
         expected = model(ids, use_cache=False).logits
         with Regions(model, Compiler("aot_eager")).compiled():

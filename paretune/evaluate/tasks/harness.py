@@ -209,11 +209,7 @@ def _folders_that_name(names: set[str]) -> set[Path]:
     word = "|".join(re.escape(name) for name in sorted(names))
     start = r"^\s*(?:-\s*)?(?:(?:task|group|tag)\s*:)?\s*"
     line = re.compile(rf"{start}[\"']?(?:{word})[\"']?\s*$", re.MULTILINE)
-    return {
-        path.parent
-        for path, text in _task_files()
-        if any(name in text for name in names) and line.search(text)
-    }
+    return {path.parent for path, text in _task_files() if line.search(text)}
 
 
 def _all_names() -> set[str]:

@@ -117,6 +117,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_tracking_sends_what_the_ledger_holds(done: Path, offline: Path) -> None:
     assert track(done) == 2
+    wait_until_written(offline, runs=2)
     assert losses_sent(offline) == losses_kept(done)
 
 
@@ -148,23 +149,38 @@ def test_tracking_follows_a_study_that_runs(tmp_path: Path, offline: Path) -> No
         trains.send_signal(signal.SIGCONT)
         assert trains.wait(timeout=200) == 0
     assert sends.communicate(timeout=100)[0] == "2 arms are sent\n"
+    wait_until_written(offline, runs=2)
     assert losses_sent(offline) == losses_kept(tmp_path / "out")
     assert 0 < early < len(losses_kept(tmp_path / "out")) == 120
 
 
+def wait_until_written(folder: Path, *, runs: int) -> None:
+    """W&B's own process writes the last records shortly after a run's finish has returned."""
+    deadline = time.monotonic() + 60
+    while [record.HasField("exit") for record in sent(folder)].count(True) < runs:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def losses_sent(folder: Path) -> list[float]:
     """Read back from the files that W&B would send."""
+    found: list[dict[str, Any]] = []
+    for record in sent(folder):
+        if record.HasField("history"):
+            items = record.history.item
+            found.append({item.key or item.nested_key[0]: item.value_json for item in items})
+    return sorted(float(row["main/loss"]) for row in found if "main/loss" in row)
+
+
+def sent(folder: Path) -> Iterator[Any]:
+    """The records of all runs, of whatever kind."""
     from wandb.proto import wandb_internal_pb2
 
-    found: list[dict[str, Any]] = []
     for path in folder.glob("wandb/offline-run-*/*.wandb"):
         for content in records(path.read_bytes()):
             record = wandb_internal_pb2.Record()
             record.ParseFromString(content)
-            if record.HasField("history"):
-                items = record.history.item
-                found.append({item.key or item.nested_key[0]: item.value_json for item in items})
-    return sorted(float(row["main/loss"]) for row in found if "main/loss" in row)
+            yield record
 
 
 def losses_kept(folder: Path) -> list[float]:
@@ -218,6 +234,8 @@ def records(content: bytes) -> Iterator[bytes]:
             at += left
             continue
         length, kind = struct.unpack("<HB", content[at + 4 : at + 7])
+        if at + 7 + length > len(content):  # it is being written
+            return
         parts += content[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or the last part

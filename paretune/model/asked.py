@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from paretune.model.compilation import fused
+from paretune.model.compilation import fused_on_gpu
 
 # Bytes of one [positions, V] slice of logits: on a CPU it should stay in the cache (measured best
 # between 2 and 8 MB), on a GPU each row of it should have a block of threads, and all be busy
@@ -69,13 +69,12 @@ def put(values: NDArray[np.int64], device: torch.device) -> torch.Tensor:
 def _of_logits(
     logits_PV: torch.Tensor, asked_M: torch.Tensor, targets_M: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    totals = _totals_at_once if logits_PV.is_cuda else _totals
-    total_P, best_P = totals(logits_PV)
+    total_P, best_P = _totals(logits_PV)
     log_p_M = logits_PV[asked_M, targets_M].float() - total_P[asked_M]
     return log_p_M, best_P[asked_M]
 
 
-def _totals(logits_PV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _log_sums_and_best(logits_PV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Log of the summed exponentials, in float32, and the first of the largest logits.
 
     Written out, so that a compiler makes one kernel of it, which never writes float32 logits.
@@ -85,7 +84,7 @@ def _totals(logits_PV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return largest_P1[:, 0].float() + total_P.log(), logits_PV.argmax(-1)
 
 
-_totals_at_once = fused(_totals, dynamic=True)
+_totals = fused_on_gpu(_log_sums_and_best, dynamic=True)
 
 
 def _stacked(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 
@@ -52,6 +52,31 @@ def fused(
             compiled.append(torch.compile(function, dynamic=dynamic))
         with forms_allowed():
             return compiled[0](*args, **kwargs)
+
+    return run
+
+
+def fused_on_gpu(
+    function: Callable[Concatenate[torch.Tensor, Arguments], Result],
+    *,
+    dynamic: bool = False,
+    on_cpu: Callable[Concatenate[torch.Tensor, Arguments], Result] | None = None,
+) -> Callable[Concatenate[torch.Tensor, Arguments], Result]:
+    """A function of tensors, :func:`fused` on a GPU and as it is written on a CPU.
+
+    There it is plain eager code: its arithmetic is then the same to the bit on every machine and in
+    every process, it needs no compiler, and small studies do not wait for one. The device is that
+    of the first argument.
+
+    Args:
+        dynamic: on a GPU, one form for all shapes, rather than a form for each.
+        on_cpu: the same function in another form, where that is faster in eager code.
+    """
+    plain, compiled = on_cpu or function, fused(function, dynamic=dynamic)
+
+    @wraps(function)
+    def run(first: torch.Tensor, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        return (compiled if first.is_cuda else plain)(first, *args, **kwargs)
 
     return run
 

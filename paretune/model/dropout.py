@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from paretune.model.compilation import fused
+from paretune.model.compilation import fused_on_gpu
 
 _MASK16 = 0xFFFF
 _PRIMES = (0x7FEB352D, 0x846CA68B - (1 << 32))  # lowbias32's multipliers, as signed 32-bit numbers
@@ -59,19 +59,10 @@ def scaled_masks(
     return (uniform_KND >= rate_K[:, None, None]).float() / keep_K[:, None, None]
 
 
+@fused_on_gpu
 def masked(
     x_KND: torch.Tensor, keys_K: torch.Tensor, rate_K: torch.Tensor, first: torch.Tensor
 ) -> torch.Tensor:
-    """``x_KND`` times its dropout masks, in its type; on a GPU hashed and multiplied in one go."""
-    product = _masked_at_once if x_KND.is_cuda else _masked
-    return product(x_KND, keys_K, rate_K, first)
-
-
-def _masked(
-    x_KND: torch.Tensor, keys_K: torch.Tensor, rate_K: torch.Tensor, first: torch.Tensor
-) -> torch.Tensor:
+    """``x_KND`` times its dropout masks (:func:`scaled_masks`), in its type."""
     k, n, d = x_KND.shape
     return x_KND * scaled_masks(keys_K, rate_K, first, (k, n, d)).to(x_KND.dtype)
-
-
-_masked_at_once = fused(_masked)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from paretune.model.compilation import fused
+from paretune.model.compilation import fused_on_gpu
 from paretune.model.flat import Flat, Part
 from paretune.study.arms import ArmConfig
 
@@ -93,7 +93,7 @@ class PerArmOptimizer:
         scalars = {False: self._settings.scalars(t, rate_K, scale_K)}
         if any(fast for _, _, fast in self._stretches):
             scalars[True] = self._settings.scalars(t, rate_K * self._ratio_K, scale_K)
-        update = update_of(self.kind, device)
+        update = UPDATES[self.kind]
         chunk = max(1, ELEMENTS[device.type] // len(self.flat.arms))
         for part, stretch, fast in self._stretches:
             for first in range(stretch.start, stretch.stop, chunk):
@@ -181,14 +181,9 @@ def _scaled(gradient: torch.Tensor, scale_K1: torch.Tensor) -> torch.Tensor:
     return torch.where(scale_K1 != 0, gradient.float() * scale_K1, 0.0)
 
 
-_UPDATES: dict[str, Callable[..., None]] = {"adamw": _adamw, "lion": _lion}
-_AT_ONCE = {kind: fused(update, dynamic=True) for kind, update in _UPDATES.items()}
-
-
-def update_of(kind: str, device: torch.device) -> Callable[..., None]:
-    """The update of an optimizer, as one kernel on a GPU.
-
-    It takes values [K, P], gradients, a copy to write or None, the optimizer's states, scalars and
-    constants (:class:`Settings`).
-    """
-    return (_AT_ONCE if device.type == "cuda" else _UPDATES)[kind]
+# By kind of optimizer, an update in place. It takes values [K, P], gradients, a copy to write or
+# None, the optimizer's states, scalars and constants (:class:`Settings`)
+UPDATES: dict[str, Callable[..., None]] = {
+    "adamw": fused_on_gpu(_adamw, dynamic=True),
+    "lion": fused_on_gpu(_lion, dynamic=True),
+}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from paretune.study.arms import ArmConfig
-from paretune.train.optim import ELEMENTS, Settings, update_of
+from paretune.train.optim import ELEMENTS, UPDATES, Settings
 
 
 class ShardedOptimizer:
@@ -40,7 +40,7 @@ class ShardedOptimizer:
         """One update, as ``PerArmOptimizer.step``; [1] each."""
         rates = rate_K.to(self._device), scale_K.to(self._device)
         scalars = self._settings.scalars(t, *rates)
-        update = update_of(self._kind, self._device)
+        update = UPDATES[self._kind]
         chunk = ELEMENTS[self._device.type]
         for name, value in self._parameters.items():
             if value.grad is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from functools import partial
+from inspect import unwrap
 from typing import Any
 
 import pytest
@@ -75,15 +76,16 @@ def test_the_optimizer_of_every_cohort_is_compiled(
     kind: str, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    compiled = fused(optim._UPDATES[kind], dynamic=True)
+    written = unwrap(optim.UPDATES[kind])
+    compiled = fused(written, dynamic=True)
     for number in range(COHORTS):
         ratio = {"loraplus_lr_ratio": 4} if number % 4 == 0 else {}
         plain, ours = flat_of(number), flat_of(number)
         arms = [lora(2, 1e-3, optimizer=kind, **ratio)] * len(plain.arms)
         pair = []
-        for flat, update in ((plain, optim._UPDATES[kind]), (ours, compiled)):
+        for flat, update in ((plain, written), (ours, compiled)):
             optimizer = optim.PerArmOptimizer(flat, arms)
-            monkeypatch.setattr(optim, "update_of", lambda kind, device, update=update: update)
+            monkeypatch.setitem(optim.UPDATES, kind, update)
             for t in range(1, 5):
                 rates = torch.full((len(arms),), 1e-3, dtype=torch.float64)
                 optimizer.step(t, rates, torch.ones(len(arms)))
@@ -190,12 +192,15 @@ def test_dropout_is_a_part_of_the_block_around_it() -> None:
     keys, rate = torch.tensor([3, 4], dtype=torch.int32), torch.tensor([0.5, 0.1])
     first = torch.tensor(0, dtype=torch.int32)
 
+    written = unwrap(dropout.masked)
+    compiled = fused(written)
+
     def block(x_KND: torch.Tensor) -> torch.Tensor:
-        return dropout._masked_at_once(x_KND + 1, keys, rate, first) * 2
+        return compiled(x_KND + 1, keys, rate, first) * 2
 
     x = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = torch.compile(block, backend="aot_eager", fullgraph=True)(x)
-    torch.testing.assert_close(found, dropout._masked(x + 1, keys, rate, first) * 2)
+    torch.testing.assert_close(found, written(x + 1, keys, rate, first) * 2)
     assert graphs() == 1

@@ -41,8 +41,13 @@ class Fault(UserError):
     exit_code = 74
 
 
-class Stopped(UserError):
-    """Asked to stop (SIGTERM, as preemption sends); the state is saved. sysexits.h's TEMPFAIL."""
+class Stopped(BaseException):
+    """Asked to stop (SIGTERM, as preemption sends); the state is saved. sysexits.h's TEMPFAIL.
+
+    It is raised by a signal, anywhere, and is no failure of what happened to run then. So, like
+    KeyboardInterrupt, it is no ``Exception``: what a library, or our own code, does about failures
+    must not take a stop for one.
+    """
 
     exit_code = 75
 

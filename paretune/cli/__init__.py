@@ -179,7 +179,7 @@ def main() -> None:
     try:
         with explained():
             app()
-    except UserError as error:
+    except (UserError, Stopped) as error:
         for line in redacted(str(error)).splitlines():
             typer.echo(line if isinstance(error, Stopped) else f"error: {line}", err=True)
         sys.exit(error.exit_code)

@@ -14,7 +14,7 @@ from paretune.data.rows import Document, Pair
 from paretune.data.sources import open_source
 from paretune.data.template import resolve
 from paretune.data.tokens import end_of_text, fingerprint
-from paretune.errors import Stopped, UserError
+from paretune.errors import UserError
 from paretune.study.config import StudyConfig
 
 __all__ = ["Prepared", "check_budgets", "check_sources", "prepare"]
@@ -82,8 +82,6 @@ def check_sources(config: StudyConfig) -> list[str]:
     for where, data, pairs in study_sources(config):
         try:
             open_source(data, where=where, pairs=pairs)
-        except Stopped:
-            raise
         except UserError as error:
             messages.append(str(error))
     return messages

@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 
-from paretune.errors import UserError
+from paretune.errors import Stopped, UserError
 from paretune.files import write_json
 from paretune.model.trainee import scoring_rows
 from paretune.runner.cohort import CohortRun, Seconds
@@ -167,7 +167,7 @@ def main() -> None:
                 work(asked)
             except torch.OutOfMemoryError as error:
                 report = {"kind": "memory", "message": str(error).splitlines()[0], "code": 74}
-    except UserError as error:
+    except (UserError, Stopped) as error:
         report = {"kind": "message", "message": str(error), "code": error.exit_code}
     except Exception as error:
         kind = "lost" if _of_another(error) else "crash"

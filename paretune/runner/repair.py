@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from paretune.data.store import HASHED
-from paretune.errors import Damaged, Stopped, UserError
+from paretune.errors import Damaged, UserError
 from paretune.files import read_rows, read_sealed, sealed_lines, set_aside, sha256, write_text
 from paretune.runner.ledger import BASE, Ledger
 from paretune.study.arms import ArmConfig
@@ -93,8 +93,6 @@ class Repair:
             return expected is None
         try:
             value = read_sealed(path)
-        except Stopped:
-            raise
         except UserError as error:
             self.aside(path, str(error).partition(": ")[2])
             return False

@@ -49,6 +49,7 @@ class Stop:
             signal.setitimer(signal.ITIMER_REAL, grace)
 
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
+        self._asked = None
         before = {number: signal.signal(number, handle) for number in numbers}
         try:
             yield
@@ -59,18 +60,20 @@ class Stop:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """A stretch in which being asked to stop waits for :meth:`asked`."""
+        """A stretch in which being asked to stop waits for :meth:`now`, or for its end."""
         self._deferred = True
         try:
             yield
         finally:
             self._deferred = False
+        self.now()
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """Within :meth:`deferred`, a stretch that may be stopped anywhere."""
         before, self._deferred = self._deferred, False
         try:
+            self.now()
             yield
         finally:
             self._deferred = before
@@ -81,10 +84,10 @@ class Stop:
         return self._asked is not None
 
     def now(self) -> None:
-        """Raise what the signal asked for.
+        """Raise what a signal asked for, if one came.
 
         Raises:
-            Stopped: always, where a signal came; the command line turns it into an exit code.
+            Stopped: a signal came; the command line turns it into an exit code.
         """
         if self._asked is not None:
             raise self._asked

@@ -12,7 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
-from paretune.errors import UserError
+from paretune.errors import Stopped, UserError
 from paretune.runner.progress import Progress, Silent
 
 _PR_SET_PDEATHSIG = 1
@@ -68,7 +68,7 @@ def main() -> None:
     try:
         with STOP.listening(), explained(given.folder):
             work(given.folder, device=given.device, workers=given.workers, progress=_Lines())
-    except UserError as error:
+    except (UserError, Stopped) as error:
         print("error: " + " ".join(str(error).splitlines()), file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
 

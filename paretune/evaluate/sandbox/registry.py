@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from paretune.errors import Stopped, UserError
+from paretune.errors import UserError
 from paretune.evaluate.sandbox import bubblewrap
 from paretune.evaluate.sandbox.pool import Pool
 from paretune.evaluate.sandbox.program import Limits, Sandbox
@@ -71,8 +71,6 @@ def open_sandbox(
         raise UserError(f"sandbox: there is no '{name}'; give one of {known}")
     try:
         return _FACTORIES[name](workers=workers, limits=limits)
-    except Stopped:
-        raise
     except UserError as error:
         raise UserError(f"sandbox {name}: not possible here ({error}); {_REMEDY}") from error
 
@@ -92,8 +90,6 @@ def _strongest(workers: int | None, limits: Limits | None) -> Sandbox:
             break
         try:
             return factory(workers=workers, limits=limits)
-        except Stopped:
-            raise
         except UserError as error:
             reasons.append(f"{name} ({error})")
     raise UserError(

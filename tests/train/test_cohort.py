@@ -6,11 +6,11 @@ import numpy as np
 import peft
 import pytest
 import torch
-from train_helpers import BATCH, CPU, arm, lora, train, weights
-from transformers import AutoModelForCausalLM, get_scheduler
+from plain_loop import on_blocks, plain_losses, trained
+from train_helpers import CPU, arm, equal_each_alone, lora, train, weights
+from transformers import AutoModelForCausalLM
 
 from paretune.data.blocks import Blocks
-from paretune.data.order import rows_for_step
 from paretune.model.trainee import lora_cohort
 from paretune.study.config import Base
 
@@ -32,15 +32,7 @@ def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-5) -> bool:
 def test_mixed_cohort_equals_each_arm_alone(
     tiny_base: Base, text_blocks: Blocks, arms_per_pass: int
 ) -> None:
-    together, losses = train(tiny_base, MIXED, text_blocks, 30, arms_per_pass=arms_per_pass)
-    for one in MIXED:
-        alone, own = train(tiny_base, [one], text_blocks, 30)
-        np.testing.assert_allclose(losses[one.id], own[one.id], rtol=1e-5)
-        for name, value in weights(alone, one).items():
-            assert close(weights(together, one)[name], value), (one.label, name)
-            if arms_per_pass == 1:
-                # On a CPU arms pass one by one, so a cohort changes nothing, to the bit
-                assert torch.equal(weights(together, one)[name], value)
+    equal_each_alone(tiny_base, MIXED, text_blocks, 30, arms_per_pass=arms_per_pass, tolerance=1e-5)
 
 
 def test_pieces_of_a_batch_change_nothing_but_rounding(
@@ -54,24 +46,10 @@ def test_pieces_of_a_batch_change_nothing_but_rounding(
         assert close(weights(cut, dropped[0])[name], value)
 
 
-def reference_losses(
-    model: torch.nn.Module, blocks: Blocks, steps: int, **adamw: float
-) -> list[float]:
-    """A plain loop: transformers' loss, torch's clipping, AdamW and transformers' schedule."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, **adamw)
-    schedule = get_scheduler("cosine", optimizer, steps // 10, steps)
-    losses = []
-    for t in range(steps):
-        ids = blocks.batch(rows_for_step(blocks.count, BATCH, t, 0)).input_ids
-        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        losses.append(float(loss.detach()))
-    return losses
+def with_adamw(model: torch.nn.Module, blocks: Blocks, rate: float) -> list[float]:
+    """The losses of 50 steps of a plain loop over a whole model or one with adapters."""
+    optimizer = torch.optim.AdamW(trained(model), lr=rate, weight_decay=0.1)
+    return plain_losses(on_blocks(model, blocks), optimizer, 50, cosine=True)
 
 
 COSINE = {"schedule": {"shape": "cosine", "warmup": "10%"}, "weight_decay": 0.1}
@@ -99,7 +77,7 @@ def test_lora_arm_equals_peft_with_adamw(
             assert module.lora_A["default"].weight.shape == start[f"{name}.A"].T.shape
             module.lora_A["default"].weight.copy_(start[f"{name}.A"].T)
             assert not module.lora_B["default"].weight.any()
-    expected = reference_losses(theirs, text_blocks, 50, lr=2e-2, weight_decay=0.1)
+    expected = with_adamw(theirs, text_blocks, 2e-2)
     np.testing.assert_allclose(losses[own.id], expected, rtol=1e-5)
     assert expected[-1] < 0.9 * expected[0], "the comparison means little if nothing is learned"
 
@@ -112,7 +90,7 @@ def test_full_arm_equals_transformers_with_adamw(
     own = arm(method="full", learning_rate=3e-3, **COSINE)
     trainer, losses = train(base, [own], text_blocks, 50)
     model = AutoModelForCausalLM.from_pretrained(base.name, dtype=torch.float32).eval()
-    expected = reference_losses(model, text_blocks, 50, lr=3e-3, weight_decay=0.1)
+    expected = with_adamw(model, text_blocks, 3e-3)
     np.testing.assert_allclose(losses[own.id], expected, rtol=1e-5)
     for name, value in model.named_parameters():
         if name.endswith("c_attn.bias"):

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from plain_loop import on_blocks, plain_losses
 from torch._dynamo.utils import counters
 from train_helpers import BATCH, CPU, arm, equal_each_alone, train
-from transformers import AutoModelForCausalLM, get_scheduler
+from transformers import AutoModelForCausalLM
 
 from paretune.data.blocks import Blocks
-from paretune.data.order import rows_for_step
 from paretune.model.full_cohort import full_cohort
 from paretune.model.regions import Compiler
 from paretune.study.config import Base
@@ -51,19 +51,8 @@ def test_full_arms_in_one_pass_equal_transformers(
     _, losses = train(base, arms, text_blocks, 50, arms_per_pass=2)
     for one, rate in zip(arms, rates, strict=True):
         model = AutoModelForCausalLM.from_pretrained(base.name, dtype=torch.float32).eval()
-        parameters = list(model.parameters())
-        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.1)
-        schedule = get_scheduler("cosine", optimizer, 5, 50)
-        expected = []
-        for t in range(50):
-            ids = text_blocks.batch(rows_for_step(text_blocks.count, BATCH, t, 0)).input_ids
-            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            expected.append(float(loss.detach()))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.1)
+        expected = plain_losses(on_blocks(model, text_blocks), optimizer, 50, cosine=True)
         np.testing.assert_allclose(losses[one.id], expected, rtol=1e-5)
         assert expected[-1] < 0.95 * expected[0], "means little if nothing is learned"
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from plain_loop import plain_losses
 from tokenizers import Tokenizer, models, pre_tokenizers
 from train_helpers import BATCH, arm, lora, train, weights
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -104,16 +105,12 @@ def test_full_arm_on_packed_pairs_equals_transformers_on_each_pair_alone(
     own = arm(method="full", learning_rate=3e-3)
     _, losses = train(base, [own], packed, 20)
     model = AutoModelForCausalLM.from_pretrained(base.name, dtype=torch.float32).eval()
-    parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.0)
-    expected = []
-    for t in range(20):
-        loss = loss_alone(model, alone(packed, rows_for_step(packed.count, BATCH, t, 0)))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        expected.append(float(loss.detach()))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+
+    def loss_at(t: int) -> torch.Tensor:
+        return loss_alone(model, alone(packed, rows_for_step(packed.count, BATCH, t, 0)))
+
+    expected = plain_losses(loss_at, optimizer, 20)
     np.testing.assert_allclose(losses[own.id], expected, rtol=1e-5)
     assert expected[-1] < 0.9 * expected[0], "the comparison means little if nothing is learned"
 

@@ -10,12 +10,12 @@ import peft
 import pytest
 import torch
 from peft.optimizers import create_loraplus_optimizer
+from plain_loop import on_blocks, plain_losses, trained
 from torch._dynamo.utils import counters
 from train_helpers import BATCH, CPU, equal_each_alone, go_on, lora, train, weights
-from transformers import AutoModelForCausalLM, get_scheduler
+from transformers import AutoModelForCausalLM
 
 from paretune.data.blocks import Blocks
-from paretune.data.order import rows_for_step
 from paretune.errors import UserError
 from paretune.model.dropout import key, scaled_masks
 from paretune.model.export import merge, save_adapter
@@ -85,8 +85,7 @@ def peft_model(base: Base, arm: ArmConfig) -> torch.nn.Module:
             for name in layers:
                 module = theirs.get_submodule(f"base_model.model.{name}")
                 module.lora_A["default"].weight.copy_(start[f"{name}.A"].T)
-    trained = sum(p.numel() for p in theirs.parameters() if p.requires_grad)
-    assert trained == trainee.flats[0].count
+    assert sum(p.numel() for p in trained(theirs)) == trainee.flats[0].count
     return theirs
 
 
@@ -109,7 +108,6 @@ class Lion(torch.optim.Optimizer):
 def peft_losses(base: Base, arm: ArmConfig, blocks: Blocks) -> list[float]:
     """A plain loop over PEFT's model with torch's AdamW, or PEFT's optimizer for LoRA+."""
     model = peft_model(base, arm)
-    parameters = [p for p in model.parameters() if p.requires_grad]
     kind: Any = torch.optim.AdamW if arm.optimizer == "adamw" else Lion
     settings = {"lr": arm.learning_rate, "betas": arm.betas}
     if arm.loraplus_lr_ratio:
@@ -121,19 +119,8 @@ def peft_losses(base: Base, arm: ArmConfig, blocks: Blocks) -> list[float]:
             **settings,
         )
     else:
-        optimizer = kind(parameters, weight_decay=arm.weight_decay, **settings)
-    schedule = get_scheduler("cosine", optimizer, STEPS // 10, STEPS)
-    losses = []
-    for t in range(STEPS):
-        ids = blocks.batch(rows_for_step(blocks.count, BATCH, t, 0)).input_ids
-        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        losses.append(float(loss.detach()))
-    return losses
+        optimizer = kind(trained(model), weight_decay=arm.weight_decay, **settings)
+    return plain_losses(on_blocks(model, blocks), optimizer, STEPS, cosine=True)
 
 
 # The pocket base is thirty times as large, so it needs a smaller step
@@ -266,20 +253,18 @@ def test_dropout_acts_where_it_does_in_peft(
     _, losses = train(tiny_base, [one], text_blocks, 3, rows=BATCH)
     theirs = peft_model(tiny_base, one)
     layers = linear_layers(AutoModelForCausalLM.from_pretrained(tiny_base.name))
-    parameters = [p for p in theirs.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(trained(theirs), lr=1e-2, weight_decay=0.0)
     theirs.train()
-    for t in range(3):
+    loss_of_batch = on_blocks(theirs, text_blocks)
+
+    def loss_at(t: int) -> torch.Tensor:
         for name, layer in layers.items():
             module = theirs.get_submodule(f"base_model.model.{name}")
             module.lora_dropout["default"] = OurMasks(one, t, layer.index)
-        ids = text_blocks.batch(rows_for_step(text_blocks.count, BATCH, t, 0)).input_ids
-        loss = theirs(input_ids=ids, labels=ids, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        assert losses[one.id][t] == pytest.approx(float(loss.detach()), rel=1e-5)
+        return loss_of_batch(t)
+
+    expected = plain_losses(loss_at, optimizer, 3)
+    np.testing.assert_allclose(losses[one.id], expected, rtol=1e-5)
 
 
 def test_a_base_without_biases_says_so(tiny_base: Base) -> None:

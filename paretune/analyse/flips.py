@@ -108,7 +108,11 @@ def permutation_p(before: pd.DataFrame, after: pd.DataFrame, *, seed: int = 0) -
 
 
 def flips(record: StudyRecord) -> pd.DataFrame:
-    """Learned, forgotten and kept items of every arm, budget and accuracy metric, from the base."""
+    """Learned, forgotten and kept items of every arm, budget and accuracy metric, from the base.
+
+    Only of metrics whose outcomes are right or wrong: a mean of several tasks, or a share of
+    several answers to one prompt, has no items that flip.
+    """
     import pandas as pd
 
     rows = []
@@ -123,6 +127,8 @@ def flips(record: StudyRecord) -> pd.DataFrame:
             try:
                 pair = align([base, items])
             except UnpairedError:
+                continue
+            if not pair.binary:
                 continue
             found = count_flips(pair.value[0], pair.value[1])
             rows.append(

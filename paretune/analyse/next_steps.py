@@ -6,10 +6,9 @@ import numpy as np
 
 from paretune.analyse.ahead import Ahead
 from paretune.analyse.candidates import SURE, Candidates, share_words, span
+from paretune.analyse.claims.judge import HOPELESS
 from paretune.analyse.power import POWER_80, rounded
 from paretune.analyse.record import method_group
-
-HOPELESS = 100.0  # times as many items or seeds: no plan
 
 
 def next_steps(

@@ -121,7 +121,7 @@ def seeded_difference(
     value = sign * float(scores[rows_a].mean() - scores[rows_b].mean()) + 0.0
     n = aligned.value.shape[1]
     seeds = len(shared)
-    if aligned.count < 2:
+    if aligned.varying < 2:
         reason = "one item has no standard error"
         nothing = Estimate(value, None, None, None, n, reason)
         return Seeded(nothing, None, 0.0, 0.0, seeds=seeds, note=reason)
@@ -154,7 +154,7 @@ def run_variance(aligned: Aligned, settings: Iterable[Mapping[int, int]]) -> Run
     Args:
         settings: for each setting, seed -> place of that run in ``aligned``.
     """
-    moves = influence(aligned) if aligned.count > 1 else np.zeros((1, len(aligned.value)))
+    moves = influence(aligned) if aligned.varying > 1 else np.zeros((1, len(aligned.value)))
     squares, sampled, degrees = 0.0, 0.0, 0
     for places in settings:
         rows = list(places.values())

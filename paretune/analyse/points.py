@@ -43,7 +43,7 @@ class Points:
     forgetting: list[Estimate] = field(default_factory=list)
     learning_draws: Floats = field(default_factory=lambda: np.zeros((0, 0)))
     forgetting_draws: Floats = field(default_factory=lambda: np.zeros((0, 0)))
-    resampled: int = 0  # fewest clusters of the two axes: below 2, draws say nothing
+    resampled: int = 0  # fewest clusters with weight of the two axes: below 2, draws say nothing
     degrees: tuple[float, float] | None = None  # of the errors of the two axes
     left_out: dict[Point, str] = field(default_factory=dict)
     reason: str | None = None
@@ -104,8 +104,8 @@ def measured(
     for axis, metric in enumerate(metrics):
         frames = [base[axis], *(outcomes[point][axis] for point in result.points)]
         aligned = align(frames)  # type: ignore[arg-type]
-        clusters.append(aligned.count)
-        degrees.append(effective_degrees(aligned) if aligned.count > 1 else 0.0)
+        clusters.append(aligned.varying)
+        degrees.append(effective_degrees(aligned) if aligned.varying > 1 else 0.0)
         scores = bootstrap_scores(aligned, resamples, seed + axis)
         draws.append(_sign(record, metric) * (scores[:, 1:] - scores[:, :1]))
     result.learning_draws, result.forgetting_draws = draws

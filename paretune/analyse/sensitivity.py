@@ -28,7 +28,7 @@ def sensitivity(
 
     ``probability``: the share of draws in which the best rate is best. ``basin``: the unbroken run
     of rates about the best that learned within ``within`` (a share) of it. ``edge``: the lowest
-    rate above the best at which an arm diverged or learned less than half of the best; missing
+    rate above the best at which every arm diverged or learned less than half of the best; missing
     where the sweep met none. ``at_edge``: the best is the lowest or the highest rate tried, so the
     true best may lie beyond. ``ratio_to_full``: best rate over full finetuning's. Rates are those
     of the sweep: nothing between them is interpolated. Seeds count by their mean, and of several
@@ -64,7 +64,7 @@ def sensitivity(
                 rates[top],
                 float(learned[0, top]),
                 won,
-                top == 0 or (top == len(rates) - 1 and not broken),
+                top == 0 or (top == len(rates) - 1 and np.isnan(edge)),
                 rates[low],
                 rates[high],
                 float(np.log10(rates[high] / rates[low])),

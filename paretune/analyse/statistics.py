@@ -50,6 +50,11 @@ class Aligned:
         return int(self.clusters.max()) + 1
 
     @property
+    def varying(self) -> int:
+        """How many clusters carry weight, in every model: one alone cannot vary."""
+        return int((self.by_cluster[1] > 0).sum(axis=1).min())
+
+    @property
     def binary(self) -> bool:
         """Whether every outcome is right (1) or wrong (0), each of weight 1."""
         return bool(np.isin(self.value, (0.0, 1.0)).all() and (self.weight == 1).all())
@@ -124,11 +129,12 @@ def contrast(aligned: Aligned, coefficients: Floats) -> Estimate:
     """A weighted sum of P models' scores, with its jackknife standard error and t interval."""
     n = aligned.value.shape[1]
     value = float(aligned.scores @ coefficients) + 0.0  # + 0.0: never written as -0.0
-    if aligned.count < 2:
-        return Estimate(value, None, None, None, n, "one item has no standard error")
+    if aligned.varying < 2:
+        reason = "one item has no standard error"
+        if aligned.count > 1:
+            reason = "one cluster holds all the weight"
+        return Estimate(value, None, None, None, n, reason)
     moves = influence(aligned) @ coefficients
-    if not np.isfinite(moves).all():
-        return Estimate(value, None, None, None, n, "one cluster holds all the weight")
     return interval(value, float(np.sqrt(moves @ moves)), effective_degrees(aligned), n)
 
 
@@ -141,6 +147,8 @@ def interval(value: float, stderr: float, degrees: float, n: int) -> Estimate:
 def influence(aligned: Aligned) -> Floats:
     """[C, P] how far each cluster moves each model's score: standard error^2 = sum of squares.
 
+    At least two clusters must carry weight (``varying``).
+
     Delete-one-cluster jackknife (Shao and Tu, The Jackknife and Bootstrap, 1995):
     (score without the cluster - score) * sqrt((G - 1) / G). With equal clusters it is the
     linearised error, with unequal ones larger. Where all outcomes are 0 or 1, one row for each
@@ -151,8 +159,7 @@ def influence(aligned: Aligned) -> Floats:
     groups = aligned.count
     value, weight = aligned.by_cluster
     total_v, total_w = value.sum(axis=1, keepdims=True), weight.sum(axis=1, keepdims=True)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        without = (total_v - value) / (total_w - weight)
+    without = (total_v - value) / (total_w - weight)
     moves = (without - total_v / total_w).T * np.sqrt((groups - 1) / groups)
     if not aligned.binary:
         return np.asarray(moves)
@@ -228,7 +235,7 @@ def bootstrap_scores(aligned: Aligned, resamples: int, seed: int) -> Floats:
     where drawing clusters with replacement gives intervals that are too short. One item or cluster
     alone cannot vary: every draw is then the scores themselves.
     """
-    if aligned.count < 2:
+    if aligned.varying < 2:
         return np.tile(aligned.scores, (resamples, 1))
     moves, degrees = influence(aligned), effective_degrees(aligned)
     generator = np.random.default_rng(seed)

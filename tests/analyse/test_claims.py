@@ -284,6 +284,10 @@ def test_spectra():
     assert found["update-rank-larger-in-mlp-than-null"].verdict == "unresolved"
     flat = {name: verdict(name, record, spectra(3, 2, growth=0.8)) for name in names}
     assert {one.verdict for one in flat.values()} == {"contradicted"}
+    other = spectra(60, 90)
+    other.loc[other["kind"] == "mlp", "layer"] += 1
+    for name in ("update-rank-larger-in-mlp", "update-rank-larger-in-mlp-than-null"):
+        assert "some layers have no MLP" in verdict(name, record, other).reason, "not the same ones"
     bare = {name: verdict(name, record) for name in names}
     assert {one.verdict for one in bare.values()} == {"unresolved"}
     assert all("spectra" in one.reason for one in bare.values())

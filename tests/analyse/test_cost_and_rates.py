@@ -74,6 +74,11 @@ def test_best_rate_basin_and_edge() -> None:
     assert not two["at_edge"]
     del record.arms[broken.id]
     assert sensitivity(record).set_index("group").loc["lora r8", "at_edge"]
+    # One that diverged below the best rate says nothing of what lies above it
+    slow = lora(8, 1e-4)
+    record.arms[slow.id] = slow
+    record.status[slow.id] = {"state": "diverged"}
+    assert sensitivity(record).set_index("group").loc["lora r8", "at_edge"]
 
 
 def test_cost_makes_cheap_points_count() -> None:

@@ -48,6 +48,21 @@ def arm(rate: float, rank: int | None = None, seed: int = 0) -> ArmConfig:
     return ArmConfig(method=method, rank=rank, learning_rate=rate, seed=seed)
 
 
+def test_items_of_which_one_has_all_the_weight_give_no_probability() -> None:
+    """They cannot be resampled: a probability of 0 would be made up."""
+    one, weight = arm(1e-3), np.array([300.0, 0.0, 0.0])
+    items = {
+        ("base", 0, X): items_frame(2 * weight, weight),
+        ("base", 0, Y): items_frame(0 * weight, weight),
+        (one.id, 10, X): items_frame(1 * weight, weight),
+        (one.id, 10, Y): items_frame(0.1 * weight, weight),
+    }
+    row = frontier(record_of([one], items, [10])).iloc[0]
+    assert row["on_frontier"]
+    assert np.isnan(row["probability"])
+    assert np.isnan(row["learning_low"])
+
+
 @pytest.mark.parametrize("base", [True, False])
 def test_the_frontier_is_that_of_brute_force_ties_included(base: bool) -> None:
     rng = np.random.default_rng(0)

@@ -12,7 +12,7 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
 
-from synthetic_study import items_frame, record_of, study
+from synthetic_study import METRICS, items_frame, record_of, study
 
 from paretune.analyse.flips import count_flips, flips, mcnemar, permutation_p, sign_p
 from paretune.analyse.pairs import (
@@ -198,6 +198,26 @@ def test_flips_of_a_study_add_up_to_its_changes() -> None:
     now = record.items(row["arm"], row["tokens"], "prose/cloze")["value"]
     assert row["net"] == pytest.approx(now.mean() - base.mean())
     assert row["learned"] + row["forgotten"] + row["kept_right"] + row["kept_wrong"] == len(base)
+
+
+def test_means_of_tasks_and_shares_of_answers_have_no_flips(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their outcomes are not 0 or 1: counted so, every item of a mean of tasks was kept wrong."""
+    arm = ArmConfig(method="full", learning_rate=1e-3)
+    before, after, part = np.array([0.0, 1.0] * 10), np.ones(20), np.full(20, 1 / 60)
+    frames = {
+        "prose/cloze": (items_frame(before), items_frame(after)),
+        "forgetting_score": (items_frame(before * part, part), items_frame(after * part, part)),
+        "target/pass_at_1": (items_frame(before * 0.4), items_frame(after * 0.6)),
+    }
+    items = {}
+    for metric, pair in frames.items():
+        monkeypatch.setitem(METRICS, metric, ("source", "accuracy", True))
+        items["base", 0, metric], items[arm.id, 10, metric] = pair
+    table = flips(record_of([arm], items, [10]))
+    assert list(table["metric"]) == ["prose/cloze"]
+    assert table.loc[0, "learned"] == 10
 
 
 def test_the_permutation_test_is_exact_where_it_can_be() -> None:

@@ -9,13 +9,11 @@ import numpy as np
 
 from paretune.analyse.claims.evidence import Effect
 from paretune.analyse.claims.verdict import Judgement, Outcome, Part
+from paretune.analyse.power import POWER_80, rounded
 from paretune.analyse.statistics import Estimate, holm
 
 ALPHA = 0.05
-# (1.96 + 0.84)^2: a two-sided test at 5% finds an effect of this many squared standard errors
-# four times in five (Cohen, Statistical Power Analysis, 1988)
-POWER_80 = 7.85
-HOPELESS = 100.0
+HOPELESS = 100.0  # times as many items or seeds: no plan
 
 
 def judge(effects: Sequence[tuple[str, Effect]], unit: str, *, note: str = "") -> Outcome:
@@ -65,7 +63,7 @@ def settle(effect: Effect) -> str:
         if times <= HOPELESS and estimate.n:
             more = estimate.n * max(times, 1.0)
             if times > 1:
-                return f"about {round_up(more):,} items instead of {estimate.n:,}" + (
+                return f"about {rounded(more):,} items instead of {estimate.n:,}" + (
                     " (or their outcomes one by one, so that arms are compared on the same items)"
                     if effect.unpaired
                     else ""
@@ -74,15 +72,7 @@ def settle(effect: Effect) -> str:
     times = (items + runs) / variance
     if times > HOPELESS:
         return "no larger study of this kind: the difference is next to nil"
-    return f"about {round_up(max(times, 2.0))} times as many seeds of these arms"
-
-
-def round_up(value: float) -> int:
-    """To two digits, upwards: a plan should not promise more digits than it knows."""
-    if value < 10:
-        return int(np.ceil(value))
-    scale = 10 ** (int(np.floor(np.log10(value))) - 1)
-    return int(np.ceil(value / scale) * scale)
+    return f"about {rounded(max(times, 2.0))} times as many seeds of these arms"
 
 
 def show(value: float | None, digits: int = 3) -> str:

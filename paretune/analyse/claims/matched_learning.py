@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 
 from paretune.analyse.claims.evidence import Effect, Evidence
-from paretune.analyse.claims.judge import HOPELESS, POWER_80, interval, judge, round_up, show
+from paretune.analyse.claims.judge import HOPELESS, interval, judge, show
 from paretune.analyse.claims.verdict import Claim, Outcome, missing
 from paretune.analyse.matched import CANNOT, NEEDED, envelope_at
+from paretune.analyse.power import POWER_80, rounded
 from paretune.analyse.statistics import Estimate, Floats, centred, percentile_interval
 
 LEVELS = 9  # over the range of learning that both methods cover, ends included
@@ -126,7 +127,7 @@ def _settle(estimate: Estimate) -> str:
     if times > HOPELESS:
         return "no larger study of this kind: the difference is next to nil"
     return (
-        f"about {round_up(max(times, 2.0))} times as many items on both axes, or seeds, and "
+        f"about {rounded(max(times, 2.0))} times as many items on both axes, or seeds, and "
         "budgets or learning rates near the level"
     )
 

@@ -27,7 +27,7 @@ def tens_of_times(evidence: Evidence) -> Outcome:
     ranks = sorted({c.rank for c in evidence.record.arms.values() if c.rank is not None})
     rank = ranks[len(ranks) // 2] if ranks else TYPICAL
     logs = last.assign(value=np.log10(last["rank90"].to_numpy(dtype=np.float64) / rank))
-    ratio = _mean(_by_layer(logs))
+    ratio = _mean(_by_layer(logs).to_numpy())
     if ratio.value is None or ratio.low is None or ratio.high is None:
         raise missing("one layer has no interval")
     low, high = 10**ratio.low, 10**ratio.high
@@ -54,8 +54,8 @@ def grows(evidence: Evidence) -> Outcome:
     first, last = int(frame["tokens"].min()), int(frame["tokens"].max())
     if first == last:
         raise missing("spectra of one budget only")
-    layers = [_by_layer(_value(frame[frame["tokens"] == t], "rank90")) for t in (last, first)]
-    return judge([("last budget minus first", _effect(layers[0] - layers[1]))], "rank")
+    sides = [_value(frame[frame["tokens"] == tokens], "rank90") for tokens in (last, first)]
+    return judge([("last budget minus first", _effect(_differences(*sides)))], "rank")
 
 
 def larger_in_mlp(evidence: Evidence) -> Outcome:
@@ -73,12 +73,11 @@ def _kinds(evidence: Evidence, column: str, unit: str) -> Outcome:
     frame = frame[frame["tokens"] == frame["tokens"].max()]
     if not {"attention", "mlp"} <= set(frame["kind"]):
         raise missing("spectra of both attention and MLP matrices are needed")
-    sides = [
-        _by_layer(_value(frame[frame["kind"] == kind], column)) for kind in ("mlp", "attention")
-    ]
-    if len(sides[0]) != len(sides[1]):
+    sides = [_value(frame[frame["kind"] == kind], column) for kind in ("mlp", "attention")]
+    if set(sides[0]["layer"]) != set(sides[1]["layer"]):
         raise missing("some layers have no MLP or no attention spectra")
-    return judge([("MLP minus attention", _effect(sides[0] - sides[1]))], f"{unit}, mean of layers")
+    effect = _effect(_differences(*sides))
+    return judge([("MLP minus attention", effect)], f"{unit}, mean of layers")
 
 
 def _full(evidence: Evidence) -> pd.DataFrame:
@@ -103,9 +102,14 @@ def _value(frame: pd.DataFrame, column: str) -> pd.DataFrame:
     return frame.assign(value=frame[column].astype("float64"))
 
 
-def _by_layer(frame: pd.DataFrame) -> Floats:
-    """[L] the mean of each layer, in order: matrices of one layer are not independent."""
-    return np.asarray(frame.groupby("layer", sort=True)["value"].mean().to_numpy())
+def _by_layer(frame: pd.DataFrame) -> pd.Series:
+    """The mean of each layer, by its number: matrices of one layer are not independent."""
+    return frame.groupby("layer", sort=True)["value"].mean()
+
+
+def _differences(a: pd.DataFrame, b: pd.DataFrame) -> Floats:
+    """[L] a minus b, layer by layer, of the layers that both have."""
+    return np.asarray((_by_layer(a) - _by_layer(b)).dropna().to_numpy(dtype=np.float64))
 
 
 def _mean(values: Floats) -> Estimate:

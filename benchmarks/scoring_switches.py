@@ -28,9 +28,11 @@ from scoring import (
     tokenizer_of_english,
 )
 from scoring import CLAIMS as SCORING
+from transformers import AttentionInterface
 
 from paretune.evaluate.tasks import log_likelihood
 from paretune.evaluate.tasks.encode import Encoder
+from paretune.model import packed, tree
 from paretune.model.regions import Compiler, Regions
 from paretune.model.trainee import ArmView, Trainee
 from paretune.study.config import Base
@@ -45,17 +47,17 @@ def compiled_by(compiler: Compiler, **settings: Any) -> Switch:
 
     @contextmanager
     def switch(view: ArmView) -> Iterator[None]:
-        packed = view._trainee.packed
-        if packed._regions is None:  # a CPU compiles nothing
+        trees = view._trainee.packed
+        if trees._regions is None:  # a CPU compiles nothing
             yield
             return
-        before = packed._regions
-        packed._regions = Regions(view._trainee.model, compiler)
+        before = trees._regions
+        trees._regions = Regions(view._trainee.model, compiler)
         try:
             with torch._inductor.config.patch(settings):
                 yield
         finally:
-            packed._regions = before
+            trees._regions = before
 
     return switch
 
@@ -66,12 +68,37 @@ def rows_of(tokens: int) -> Switch:
     return lambda _: patch.multiple(log_likelihood, **dict.fromkeys(names, tokens))
 
 
+def tiles(block: int, **options: int) -> Switch:
+    """Attention's mask in blocks of so many tokens, and its kernel with other settings."""
+
+    def attend(*args: Any, **settings: Any) -> Any:
+        return tree.attend_in_tree(*args, **settings, kernel_options=options)
+
+    @contextmanager
+    def switch(view: ArmView) -> Iterator[None]:
+        AttentionInterface.register(tree.TREE, attend)
+        try:
+            with (
+                patch.object(tree, "BLOCK", block),
+                patch.object(packed, "BLOCK", block),
+                compiled_by(Compiler())(view),
+            ):
+                yield
+        finally:
+            AttentionInterface.register(tree.TREE, tree.attend_in_tree)
+
+    return switch
+
+
 DEFAULT: Switch = lambda _: nullcontext()  # noqa: E731
 AUTOTUNED = compiled_by(Compiler(), max_autotune=True, coordinate_descent_tuning=True)
 ONE_MODEL: dict[str, Switch] = {
     "rows of 8,192 tokens": rows_of(8192),
     "rows of 32,768 tokens": rows_of(32_768),
     "kernels chosen by timing": AUTOTUNED,
+    "attention in blocks of 64": tiles(64, BLOCK_M=64, BLOCK_N=64, num_warps=4),
+    "attention in blocks of 64, tiles of 64 x 32": tiles(64, BLOCK_M=64, BLOCK_N=32, num_warps=4),
+    "attention in tiles of 128 x 32": tiles(128, BLOCK_M=128, BLOCK_N=32),
 }
 SEVERAL: dict[str, Switch] = {
     "rows of 1,024 tokens an arm": rows_of(1024),

@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from paretune.model.compilation import fused_on_gpu
-
 # Bytes of one [positions, V] slice of logits: on a CPU it should stay in the cache (measured best
 # between 2 and 8 MB), on a GPU each row of it should have a block of threads, and all be busy
 SLICE_BYTES = {"cpu": 4 * 2**20}
@@ -74,17 +72,14 @@ def _of_logits(
     return log_p_M, best_P[asked_M]
 
 
-def _log_sums_and_best(logits_PV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log of the summed exponentials, in float32, and the first of the largest logits.
+def _totals(logits_PV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log of the summed exponentials, in float32, and the first of the largest logits."""
+    if logits_PV.is_cuda:
+        # Read once: torch's reductions read them three times, 7% of the time that scoring took
+        from paretune.model.logits_kernel import totals
 
-    Written out, so that a compiler makes one kernel of it, which never writes float32 logits.
-    """
-    largest_P1 = logits_PV.amax(-1, keepdim=True)
-    total_P = (logits_PV.float() - largest_P1.float()).exp().sum(-1)
-    return largest_P1[:, 0].float() + total_P.log(), logits_PV.argmax(-1)
-
-
-_totals = fused_on_gpu(_log_sums_and_best, dynamic=True)
+        return totals(logits_PV)
+    return logits_PV.float().logsumexp(-1), logits_PV.argmax(-1)
 
 
 def _stacked(

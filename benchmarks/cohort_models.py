@@ -12,8 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from paretune.data.blocks import Blocks
-from paretune.model import full_cohort
-from paretune.model import trainee as trainees
+from paretune.model import full_cohort, lora_cohort, trainee
 from paretune.model.shape import model_shape
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
@@ -72,8 +71,8 @@ def random_model(shape: str, dtype: torch.dtype, device: torch.device) -> Any:
 @contextmanager
 def loading(shape: str, device: torch.device) -> Iterator[Base]:
     """A base whose weights are made on the device instead of being read from a folder."""
-    before = trainees.load_model
-    users = (trainees, full_cohort)
+    before = trainee.load_model
+    users = (trainee, lora_cohort, full_cohort)
 
     def load(base: Base, on: torch.device, *, dtype: torch.dtype = torch.float32, **_: Any) -> Any:
         return random_model(shape, dtype, device)

@@ -14,8 +14,9 @@ from measurements import row
 from torch._dynamo.utils import counters
 
 from paretune.data.blocks import Blocks
+from paretune.model.lora_cohort import lora_cohort
 from paretune.model.regions import Compiler
-from paretune.model.trainee import Trainee, full_arm, lora_cohort
+from paretune.model.trainee import Trainee, full_arm
 from paretune.study.arms import ArmConfig
 from paretune.study.memory import cohort_bytes
 from paretune.study.shapes import Batch

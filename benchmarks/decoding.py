@@ -23,10 +23,11 @@ from measurements import row
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import paretune.model.trainee as trainees
 from paretune.evaluate.decode.request import GenerationRequest
 from paretune.evaluate.generate import generate
-from paretune.model.trainee import Trainee, lora_cohort
+from paretune.model.flat import compute_type
+from paretune.model.lora_cohort import lora_cohort
+from paretune.model.trainee import Trainee
 
 CLAIMS = Claims("scoring")
 Rows = Iterator[dict[str, Any]]
@@ -88,7 +89,7 @@ def peft_of(trainee: Trainee, shape: LlamaConfig) -> Any:
                 for part, factor in (("A", "lora_A"), ("B", "lora_B")):
                     target = getattr(modules[name], factor)[f"arm{arm}"].weight
                     target.data.copy_(flat.parameters[f"{name}.{part}"][place].T)
-    peft.to(DEVICE, trainees.compute_type(DEVICE)).eval()
+    peft.to(DEVICE, compute_type(DEVICE)).eval()
     # As from_pretrained leaves it: rotary frequencies in float32, which the cast above has rounded
     model.model.rotary_emb = type(model.model.rotary_emb)(shape).to(DEVICE)
     return peft

@@ -22,7 +22,8 @@ from measurements import SHARED, arguments, folder_of, row, show, update
 
 from paretune.data.blocks import Blocks
 from paretune.model.load import load_tokenizer
-from paretune.model.trainee import Trainee, frozen, lora_cohort
+from paretune.model.lora_cohort import lora_cohort
+from paretune.model.trainee import Trainee, frozen
 from paretune.study.config import Base
 from paretune.train.schedule import Resolved
 from paretune.train.trainer import Trainer

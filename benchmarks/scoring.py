@@ -26,7 +26,8 @@ from transformers import AutoTokenizer
 
 from paretune.evaluate.tasks.encode import Encoder
 from paretune.evaluate.tasks.log_likelihood import LogLikelihoods
-from paretune.model.trainee import ArmView, Trainee, lora_cohort
+from paretune.model.lora_cohort import lora_cohort
+from paretune.model.trainee import ArmView, Trainee
 from paretune.study.config import Base
 
 CLAIMS = Claims("scoring")

@@ -23,7 +23,8 @@ from transformers import AutoModelForCausalLM
 from paretune.data.blocks import Blocks
 from paretune.data.order import rows_for_step
 from paretune.model.load import location
-from paretune.model.trainee import full_arm, lora_cohort
+from paretune.model.lora_cohort import lora_cohort
+from paretune.model.trainee import full_arm
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
 from paretune.train.schedule import Span, resolve

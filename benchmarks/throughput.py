@@ -20,8 +20,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from paretune.data.blocks import Blocks
 from paretune.model.load import load_shape
+from paretune.model.lora_cohort import lora_cohort
 from paretune.model.shape import model_shape
-from paretune.model.trainee import full_arm, lora_cohort
+from paretune.model.trainee import full_arm
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
 from paretune.train.schedule import Span, resolve

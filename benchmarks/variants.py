@@ -22,7 +22,8 @@ from measurements import row
 from paretune.data.blocks import Blocks
 from paretune.data.order import rows_for_step
 from paretune.model.full_cohort import full_cohort
-from paretune.model.trainee import Trainee, full_arm, lora_cohort
+from paretune.model.lora_cohort import lora_cohort
+from paretune.model.trainee import Trainee, full_arm
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
 from paretune.train.schedule import Resolved

@@ -43,7 +43,7 @@ class AddedBias(torch.nn.Module):
         y: torch.Tensor = functional_call(
             self.module, {"bias": torch.zeros_like(self.bias)}, (x, *args), kwargs
         )
-        y_KND = y.view(self.count, -1, y.shape[-1]) + torch.cat(self.output.biases)[:, None]
+        y_KND = y.reshape(self.count, -1, y.shape[-1]) + torch.cat(self.output.biases)[:, None]
         return y_KND.to(y.dtype).view(y.shape)
 
 

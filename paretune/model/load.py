@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.utils.logging import disable_progress_bar
 
 from paretune.errors import UserError
+from paretune.model.attention_dropout import check_attention_dropout
 from paretune.study.config import Base
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
@@ -79,10 +80,7 @@ def load_model(
     """
     settings: dict[str, Any] = {}
     if attention_dropout:
-        if not hasattr(load_config(base), "attention_dropout"):
-            raise UserError(
-                f"arms: {base.name} has no attention_dropout in its configuration; remove it here"
-            )
+        check_attention_dropout(load_shape(base), base.name)
         settings["attention_dropout"] = attention_dropout
     model: torch.nn.Module = _load(
         AutoModelForCausalLM, base, dtype=dtype, use_safetensors=True, **settings

@@ -75,7 +75,7 @@ def _masked_part(
     x: torch.Tensor, weight_OD: torch.Tensor, count: int, scales: tuple[Scale, ...]
 ) -> torch.Tensor:
     """(1 - s) W0 (x - xd) of the arms that have DoRA and dropout, zero for the others."""
-    x_KND = x.view(count, -1, x.shape[-1]).to(weight_OD.dtype)
+    x_KND = x.reshape(count, -1, x.shape[-1]).to(weight_OD.dtype)
     parts = []
     first = 0
     for scale in scales:

@@ -26,9 +26,10 @@ from torch.distributed.tensor import distribute_tensor
 from paretune.model.compilation import repeated_blocks
 from paretune.model.flat import compute_type
 from paretune.model.load import load_model, load_shape
+from paretune.model.lora_cohort import lora_cohort
 from paretune.model.packed import PackedModel
 from paretune.model.passes import Pass
-from paretune.model.trainee import Trainee, lora_cohort
+from paretune.model.trainee import Trainee
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
 

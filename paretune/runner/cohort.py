@@ -14,8 +14,9 @@ from paretune.model.export import save_adapter, save_full
 from paretune.model.full_cohort import full_cohort
 from paretune.model.layers import linear_layers
 from paretune.model.load import load_shape
+from paretune.model.lora_cohort import lora_cohort
 from paretune.model.shape import model_shape
-from paretune.model.trainee import Trainee, full_arm, lora_cohort
+from paretune.model.trainee import Trainee, full_arm
 from paretune.runner.complete import has, reached
 from paretune.runner.device import most_memory
 from paretune.runner.ledger import Ledger

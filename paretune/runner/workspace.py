@@ -13,6 +13,7 @@ from paretune.data.prepare import Prepared, check_budgets, prepare
 from paretune.errors import UserError
 from paretune.model.adapter import trained_shapes
 from paretune.model.arm_axis import refuse_reason
+from paretune.model.attention_dropout import check_attention_dropout
 from paretune.model.biases import trained_biases
 from paretune.model.layers import check_rank, linear_layers, select
 from paretune.model.load import load_shape, load_tokenizer
@@ -107,7 +108,8 @@ def check_arms(study: Study, arms: Sequence[ArmConfig] | None = None) -> dict[st
         arms: all arms of the study by default.
 
     Raises:
-        UserError: targets the base does not have, or a rank larger than a matrix.
+        UserError: targets, biases or attention dropout that the base does not have, or a rank
+            larger than a matrix.
     """
     with study.places.named():
         model = load_shape(study.config.base)
@@ -122,6 +124,9 @@ def check_arms(study: Study, arms: Sequence[ArmConfig] | None = None) -> dict[st
                         f"{key(arm.id, 'method')}: full finetuning needs the base's own weights, "
                         "which base.quantise rounds; leave out one of the two"
                     )
+                if arm.attention_dropout:
+                    where = key(arm.id, "attention_dropout")
+                    check_attention_dropout(model, study.config.base.name, where=where)
                 trained[arm.id] = everything
                 continue
             names = select(layers, arm.targets or "all", where=key(arm.id, "targets"))

@@ -28,9 +28,10 @@ from paretune.evaluate.decode.request import GenerationRequest
 from paretune.evaluate.decode.stops import Growing, Language
 from paretune.evaluate.generate import generate
 from paretune.model.load import load_model
+from paretune.model.lora_cohort import lora_cohort
 from paretune.model.slots.fuse import FusedNorm, fuse_norms
 from paretune.model.slots.model import SlotModel
-from paretune.model.trainee import frozen, full_arm, lora_cohort
+from paretune.model.trainee import frozen, full_arm
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
 

@@ -20,7 +20,8 @@ from paretune.evaluate.cloze import CHANCE
 from paretune.evaluate.items import score
 from paretune.evaluate.suite import Suite
 from paretune.model.load import load_tokenizer
-from paretune.model.trainee import frozen, lora_cohort
+from paretune.model.lora_cohort import lora_cohort
+from paretune.model.trainee import frozen
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base, StudyConfig
 

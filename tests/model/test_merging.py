@@ -14,9 +14,10 @@ from paretune.data.blocks import Blocks
 from paretune.model.attention import attending
 from paretune.model.layers import linear_layers
 from paretune.model.load import load_shape
+from paretune.model.lora_cohort import lora_cohort
 from paretune.model.merging import merge_products
 from paretune.model.regions import Compiler, Regions
-from paretune.model.trainee import Trainee, lora_cohort
+from paretune.model.trainee import Trainee
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
 from paretune.train.piece import PieceRunner

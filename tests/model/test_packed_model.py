@@ -15,9 +15,10 @@ import transformers.integrations.flex_attention as flex
 from torch.nn.attention.flex_attention import flex_attention
 
 from paretune.evaluate.tasks.pack import Scored, pack
+from paretune.model.lora_cohort import lora_cohort
 from paretune.model.packed import PackedModel, _sample_tree
 from paretune.model.regions import Compiler, Regions
-from paretune.model.trainee import frozen, lora_cohort
+from paretune.model.trainee import frozen
 from paretune.model.tree import attend_in_tree, block_mask, dense_mask
 from paretune.model.view import ArmView
 from paretune.study.arms import ArmConfig

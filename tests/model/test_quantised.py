@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM
 from paretune.data.blocks import Blocks
 from paretune.data.order import rows_for_step
 from paretune.model.export import merge, save_adapter
+from paretune.model.lora_cohort import lora_cohort
 from paretune.model.quantised import Kind, QuantisedLinear
-from paretune.model.trainee import Trainee, frozen, lora_cohort
+from paretune.model.trainee import Trainee, frozen
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
 from paretune.train.schedule import Resolved

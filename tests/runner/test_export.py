@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import paretune
 from paretune import UserError
 from paretune.model.load import location
-from paretune.model.trainee import lora_cohort
+from paretune.model.lora_cohort import lora_cohort
 from paretune.runner.ledger import Ledger
 from paretune.runner.run import run
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from paretune.data.blocks import Blocks
 from paretune.data.order import rows_for_step
-from paretune.model.trainee import lora_cohort
+from paretune.model.lora_cohort import lora_cohort
 from paretune.study.config import Base
 from paretune.train import loss as losses
 from paretune.train.loss import IGNORED, arm_losses, next_tokens

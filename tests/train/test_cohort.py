@@ -11,7 +11,7 @@ from train_helpers import CPU, arm, equal_each_alone, lora, train, weights
 from transformers import AutoModelForCausalLM
 
 from paretune.data.blocks import Blocks
-from paretune.model.trainee import lora_cohort
+from paretune.model.lora_cohort import lora_cohort
 from paretune.study.config import Base
 
 MIXED = [

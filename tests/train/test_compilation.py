@@ -29,8 +29,9 @@ from paretune.data.blocks import Blocks
 from paretune.data.blocks import positions as positions_of
 from paretune.model.attention import attending, block_diagonal, can_attend, segment_bounds
 from paretune.model.compilation import repeated_blocks
+from paretune.model.lora_cohort import lora_cohort
 from paretune.model.regions import Compiler
-from paretune.model.trainee import Trainee, full_arm, lora_cohort
+from paretune.model.trainee import Trainee, full_arm
 from paretune.study.config import Base
 from paretune.train.piece import PieceRunner
 from paretune.train.schedule import Resolved, Span, resolve

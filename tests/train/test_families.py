@@ -16,8 +16,9 @@ from train_helpers import BATCH, CPU, arm, lora
 from paretune.data.blocks import Blocks
 from paretune.model.export import peft_differs, save_adapter
 from paretune.model.layers import linear_layers
+from paretune.model.lora_cohort import lora_cohort
 from paretune.model.regions import Compiler
-from paretune.model.trainee import Trainee, full_arm, lora_cohort
+from paretune.model.trainee import Trainee, full_arm
 from paretune.study.config import Base
 from paretune.train.piece import PieceRunner
 from paretune.train.schedule import Resolved

@@ -23,8 +23,8 @@ from paretune.data.blocks import Blocks
 from paretune.model import dropout
 from paretune.model.compilation import FORMS, fused
 from paretune.model.flat import Flat
+from paretune.model.lora_cohort import lora_cohort
 from paretune.model.regions import Compiler, Regions
-from paretune.model.trainee import lora_cohort
 from paretune.study.config import Base
 from paretune.train import loss, optim
 from paretune.train.piece import PieceRunner

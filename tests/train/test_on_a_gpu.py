@@ -10,9 +10,9 @@ from train_helpers import BATCH, lora
 from paretune.data.blocks import Blocks
 from paretune.model.attention import attend, block_diagonal, segment_bounds
 from paretune.model.load import load_shape
+from paretune.model.lora_cohort import lora_cohort
 from paretune.model.regions import Compiler
 from paretune.model.shape import model_shape
-from paretune.model.trainee import lora_cohort
 from paretune.study.config import Base
 from paretune.train.piece import PieceRunner
 from paretune.train.schedule import Resolved

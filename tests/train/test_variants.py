@@ -21,8 +21,8 @@ from paretune.model.dropout import key, scaled_masks
 from paretune.model.export import merge, save_adapter
 from paretune.model.layers import linear_layers
 from paretune.model.load import location
+from paretune.model.lora_cohort import lora_cohort
 from paretune.model.regions import Compiler
-from paretune.model.trainee import lora_cohort
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
 from paretune.train.piece import PieceRunner

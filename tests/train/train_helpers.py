@@ -9,7 +9,8 @@ import torch
 
 from paretune.data.blocks import Blocks
 from paretune.model.full_cohort import full_cohort
-from paretune.model.trainee import full_arm, lora_cohort
+from paretune.model.lora_cohort import lora_cohort
+from paretune.model.trainee import full_arm
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
 from paretune.train.schedule import Span, resolve

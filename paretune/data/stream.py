@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -10,6 +11,7 @@ from typing import Any
 
 from paretune.errors import Fault, UserError
 
+LOG = logging.getLogger("paretune")
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds between tries that bring no new row; after the last one the stream is given up."""
 PATIENCE = 60.0
@@ -19,9 +21,7 @@ PATIENCE = 60.0
 _CLIENTS = {"httpx", "httpcore", "aiohttp", "requests", "urllib3", "http"}
 
 
-def resumed(
-    open_at: Callable[[int], Iterator[Any]], *, what: str, note: Callable[[str], None] | None = None
-) -> Iterator[Any]:
+def resumed(open_at: Callable[[int], Iterator[Any]], *, what: str) -> Iterator[Any]:
     """The rows of a stream, opened again at the row where it failed or stood still.
 
     After opening again, the last row is read once more and must be what it was, so that a data set
@@ -29,8 +29,7 @@ def resumed(
 
     Args:
         open_at: a fresh iterator over the rows from this number on.
-        what: the stream, for messages.
-        note: told of each new try.
+        what: the stream, for messages; each new try is told as a warning.
 
     Raises:
         Fault: no new row after all tries; the last error is its cause.
@@ -65,8 +64,8 @@ def resumed(
                     f"{what} stopped at row {count} ({reason}), and {tries} further tries brought "
                     "no more. The same command tries again"
                 ) from error
-            if note is not None:
-                note(f"{what}: {reason}; going on at row {count} in {PAUSES[tries]:.0f} s")
+            pause = PAUSES[tries]
+            LOG.warning("%s: %s; going on at row %d in %.0f s", what, reason, count, pause)
             time.sleep(PAUSES[tries])
             tries += 1
 

@@ -55,25 +55,21 @@ def singular_values(matrix_MN: torch.Tensor, *, exact: bool = False) -> Spectrum
     return Spectrum(values.cpu(), "svd")
 
 
-def gram(
-    matrix_MN: torch.Tensor, minus_MN: torch.Tensor | None = None, *, lower: bool = True
-) -> torch.Tensor:
+def gram(matrix_MN: torch.Tensor, minus_MN: torch.Tensor | None = None) -> torch.Tensor:
     """G = X X^T or X^T X in float64, whichever is smaller, of X = matrix - minus.
 
     Products of bf16 or float32 values are exact in float64, and so is the difference, so G carries
     only the rounding of its sums. The wide side is taken in slices, so no float64 copy of the
     matrix is made.
 
-    Args:
-        lower: fill the lower triangle only, which is all that an eigenvalue solver reads.
-
     Returns:
-        [n, n], n = min(M, N), on the matrix's device.
+        [n, n], n = min(M, N), on the matrix's device. Only its lower triangle counts, which is all
+        that an eigenvalue solver reads.
     """
     n, long = min(matrix_MN.shape), max(matrix_MN.shape)
     turned = matrix_MN.shape[0] > matrix_MN.shape[1]
     G = torch.zeros(n, n, dtype=torch.float64, device=matrix_MN.device)
-    step = -(-n // _BLOCKS) if lower and n >= 32 * _BLOCKS else n
+    step = -(-n // _BLOCKS) if n >= 32 * _BLOCKS else n
     for start in range(0, long, _SLICE):
         part_nS = _wide(matrix_MN, turned, start)
         if minus_MN is not None:

@@ -81,19 +81,15 @@ class ShardedTrainer(Trainer):
         """Neither compiled nor replayed: FSDP's exchanges stand between the blocks."""
         return PieceRunner(self.trainee, compiler=Compiler("none"), graphs=False)
 
-    def _accumulate(
-        self, group: Pass, batches: dict[int, Batch], t: int, pieces: int | None = None
-    ) -> torch.Tensor:
+    def _accumulate(self, group: Pass, batches: dict[int, Batch], t: int) -> torch.Tensor:
         # One process cannot go on in smaller pieces than the others
-        return self._pieces(group, batches, t, pieces)
+        return self._pieces(group, batches, t)
 
 
 class ShardedCohort(ShardedTrainer):
     """A LoRA cohort over a sharded base; everything else as in :class:`Trainer`."""
 
-    def _pieces(
-        self, group: Pass, batches: dict[int, Batch], t: int, pieces: int | None
-    ) -> torch.Tensor:
+    def _pieces(self, group: Pass, batches: dict[int, Batch], t: int) -> torch.Tensor:
         own = [batches[arm.seed] for arm in self.trainee.arms[group.start : group.stop]]
         total_K = torch.zeros(group.count, device=self.trainee.device)
         for first, piece in own_pieces(own, self.batch_size, self.trainee.rows, self.trainee):
@@ -129,7 +125,7 @@ class ShardedFull(ShardedTrainer):
         self._untouched = True
 
     def state(self, position: int) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-        """The divergence watch; weights and optimizer states are what :meth:`save` writes."""
+        """The divergence watch; weights and optimizer states are in :meth:`save_shards`."""
         return {}, self.divergence.state(position)
 
     def restore(
@@ -195,9 +191,7 @@ class ShardedFull(ShardedTrainer):
         self._untouched = False
         self._sharded.step(t, rate_K, scale_K)
 
-    def _pieces(
-        self, group: Pass, batches: dict[int, Batch], t: int, pieces: int | None
-    ) -> torch.Tensor:
+    def _pieces(self, group: Pass, batches: dict[int, Batch], t: int) -> torch.Tensor:
         batch = batches[self.trainee.arms[0].seed]
         total_K = torch.zeros(1, device=self.trainee.device)
         own = list(own_pieces([batch], self.batch_size, self.trainee.rows, self.trainee))

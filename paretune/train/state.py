@@ -39,13 +39,6 @@ def save_state(
     write_text(_checksum(path), sha256(path) + "\n")
 
 
-def load_state(
-    folder: Path, leg: str, step: int
-) -> tuple[dict[str, torch.Tensor], dict[str, float]] | None:
-    """Undo of :func:`save_state`; None when the file is absent, cut off or altered."""
-    return read_state(folder, leg, step) if intact(folder, leg, step) else None
-
-
 def intact(folder: Path, leg: str, step: int) -> bool:
     """Whether a state, and what several processes wrote of it, is what was written."""
     path = state_path(folder, leg, step)
@@ -56,14 +49,14 @@ def intact(folder: Path, leg: str, step: int) -> bool:
             shards = json.loads((file.metadata() or {}).get(_SHARDS, "{}"))
         place = shards_of(folder, leg, step)
         return all(sha256(place / Path(name).name) == known for name, known in shards.items())
-    except (OSError, SafetensorError):
+    except (OSError, ValueError, SafetensorError):  # a checksum that is no text, too
         return False
 
 
 def read_state(
     folder: Path, leg: str, step: int
 ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    """A state that is :func:`intact`."""
+    """Undo of :func:`save_state`, of a state that is :func:`intact`."""
     with safe_open(state_path(folder, leg, step), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = {k: v for k, v in (file.metadata() or {}).items() if k != _SHARDS}

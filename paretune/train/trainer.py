@@ -258,14 +258,12 @@ class Trainer:
             for seed in dict.fromkeys(arm.seed for arm in self.trainee.arms)
         }
 
-    def _accumulate(
-        self, group: Pass, batches: dict[int, Batch], t: int, pieces: int | None = None
-    ) -> torch.Tensor:
+    def _accumulate(self, group: Pass, batches: dict[int, Batch], t: int) -> torch.Tensor:
         """Gradients of a pass over its batch, in pieces that fit; returns each arm's loss [k]."""
         trainee = self.trainee
         while True:
             try:
-                return self._pieces(group, batches, t, pieces)
+                return self._pieces(group, batches, t)
             except torch.OutOfMemoryError:
                 if trainee.rows == 1:
                     raise
@@ -278,15 +276,11 @@ class Trainer:
             for flat in trainee.flats_of(group):
                 flat.zero_grad()
 
-    def _pieces(
-        self, group: Pass, batches: dict[int, Batch], t: int, pieces: int | None
-    ) -> torch.Tensor:
+    def _pieces(self, group: Pass, batches: dict[int, Batch], t: int) -> torch.Tensor:
         trainee, rows = self.trainee, self.trainee.rows
         own = [batches[arm.seed] for arm in trainee.arms[group.start : group.stop]]
         total_K = torch.zeros(group.count, device=trainee.device)
-        for number, first in enumerate(range(0, self.batch_size, rows)):
-            if number == pieces:
-                break
+        for first in range(0, self.batch_size, rows):
             part = slice(first, min(first + rows, self.batch_size))
             piece = Piece.of(own, part, trainee.device, self._capacity)
             total_K += self.runner.run(group, piece, t, first * self.blocks.block_length)

@@ -16,7 +16,7 @@ from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
 from paretune.train.schedule import Span, resolve
 from paretune.train.sharded import ShardedCohort, ShardedFull, process_group
-from paretune.train.state import load_state, save_state, shards_of
+from paretune.train.state import intact, save_state, shards_of
 
 
 def main() -> None:
@@ -37,11 +37,8 @@ def main() -> None:
         for position, arm in enumerate(trainee.arms):
             if given["load"]:
                 folder = Path(given["load"]) / arm.id
-                state = load_state(folder, "main", given["first"])
-                assert state is not None
-                trainer.restore(position, *state)
-                if shards_of(folder, "main", given["first"]).exists():
-                    trainer.load_shards(position, shards_of(folder, "main", given["first"]))
+                assert intact(folder, "main", given["first"])
+                trainer.resume(position, folder, "main", given["first"])
         for t in range(given["first"], given["stop"]):
             trainer.step(t, plans)
         losses = [[row["loss"] for row in rows] for rows in zip(*trainer.curve(), strict=True)]

@@ -22,6 +22,7 @@ from paretune.runner.ledger import BASE, Ledger
 from paretune.runner.progress import Progress, Silent
 from paretune.runner.tuned import base_of, checkpoints, tuned_in, tuned_of
 from paretune.runner.workspace import Workspace
+from paretune.spectrum.adapters import Adapter
 from paretune.spectrum.compute import Tuned
 from paretune.spectrum.matrices import Matrix
 from paretune.spectrum.truncate import Leading, leading, updates, write_adapter, write_model
@@ -224,12 +225,12 @@ class _Model:
             self.parts[matrix.name] = leading(D, max(1, rank))
         named = dict(trainee.model.named_parameters())
         self.parameters = {m.name: named[_in_model(m.tensor, named)] for m in matrices}
-        if rest == "tuned" and isinstance(tuned.source, Weights):
+        if rest == "tuned":
             taken = {id(parameter) for parameter in self.parameters.values()}
-            stored = tuned.source.entries
             for name, parameter in named.items():
-                if id(parameter) not in taken and name in stored:
-                    parameter.data.copy_(tuned.source.tensor(name))
+                own = _outside(tuned.source, name)
+                if id(parameter) not in taken and own is not None:
+                    parameter.data.copy_(own)
 
     @torch.no_grad()
     def set(self, cut: Cut) -> float:
@@ -254,6 +255,13 @@ class _Model:
             own = own if matrix.expert is None else own[matrix.expert]
             own.copy_(stored + cut.scale * (D.T if matrix.transposed else D))
         return kept / total if total else 1.0
+
+
+def _outside(source: Weights | Adapter, name: str) -> torch.Tensor | None:
+    """What a tuned model has in the place of a parameter that is not cut; None: the base's."""
+    if isinstance(source, Adapter):
+        return source.bias(name)
+    return source.tensor(name) if name in source.entries else None
 
 
 def _row(

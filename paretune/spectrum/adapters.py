@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ import torch
 
 from paretune.errors import UserError
 from paretune.files import read_json
-from paretune.spectrum.matrices import Matrix
+from paretune.spectrum.matrices import Matrix, same_path
 from paretune.spectrum.singular import Spectrum, factor_values
 from paretune.spectrum.weights import ADAPTER, Entry, Weights, read_header
 
 CONFIG = "adapter_config.json"
+_MODEL = "base_model.model."  # what PEFT puts before the names of the base's modules
 _PART = re.compile(
     r"^base_model\.model\.(?P<layer>.+)\.lora_"
     r"(?P<part>A|B|magnitude_vector)(?:\.(?:\w+\.)?weight)?$"
@@ -40,11 +41,16 @@ class Factors:
 
 @dataclass
 class Adapter:
-    """A LoRA adapter: factors by the name of the base's tensor."""
+    """A LoRA adapter: factors by the name of the base's tensor, and biases trained beside them.
+
+    Attributes:
+        biases: names of the adapter's tensors by those of the model's parameters.
+    """
 
     folder: Path
     weights: Weights
     factors: dict[str, Factors]
+    biases: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, folder: Path, matrices: Iterable[Matrix]) -> Adapter:
@@ -58,10 +64,12 @@ class Adapter:
         entries = read_header(folder / ADAPTER)
         by_path = {matrix.tensor.removesuffix(".weight"): matrix for matrix in matrices}
         parts: dict[str, dict[str, str]] = {}
+        biases: dict[str, str] = {}
         for name in entries:
             found = _PART.match(name)
-            if name.endswith(".bias"):
-                continue  # a vector, not a matrix's update
+            if name.endswith(".bias"):  # a vector, not a matrix's update
+                biases[name.removeprefix(_MODEL).replace(".base_layer.", ".")] = name
+                continue
             if not found:
                 raise UserError(
                     f"{folder / ADAPTER}: {name} is not part of a low-rank update; "
@@ -86,7 +94,7 @@ class Adapter:
                 _gamma(config, layer, rank),
                 names.get("magnitude_vector"),
             )
-        return cls(folder, Weights(folder, entries), factors)
+        return cls(folder, Weights(folder, entries), factors, biases)
 
     def pair(self, tensor: str) -> tuple[torch.Tensor, torch.Tensor, float]:
         """B [d_out, r], A [r, d_in] and gamma of a base tensor."""
@@ -96,6 +104,11 @@ class Adapter:
             if not bool(torch.isfinite(value).all()):
                 raise UserError(f"{self.folder / ADAPTER}: {name} holds values that are not finite")
         return B, A, own.gamma
+
+    def bias(self, name: str) -> torch.Tensor | None:
+        """A parameter of the base as the adapter has trained it, if it is such a bias."""
+        found = next((own for of, own in self.biases.items() if same_path(of, name)), None)
+        return None if found is None else self.weights.tensor(found)
 
     def tuned(self, tensor: str, W0: torch.Tensor) -> torch.Tensor:
         """W [d_out, d_in] in float64 on W0's device; W0 itself where the adapter has no part."""
@@ -171,14 +184,7 @@ def _of_pattern(pattern: dict[str, Any] | None, layer: str, default: Any) -> Any
 
 def _with_prefix(layer: str, by_path: dict[str, Matrix]) -> Matrix | None:
     """The matrix whose path differs by a prefix only (``model.``)."""
-    return next(
-        (
-            m
-            for path, m in by_path.items()
-            if path.endswith("." + layer) or layer.endswith("." + path)
-        ),
-        None,
-    )
+    return next((m for path, m in by_path.items() if same_path(path, layer)), None)
 
 
 def _check_shapes(

@@ -64,7 +64,7 @@ def matrices_of(base: Weights, transposed: Iterable[str] = ()) -> list[Matrix]:
                 "give the unquantised model"
             )
         path = name.removesuffix(".weight")
-        is_turned = any(_same(path, other) for other in turned)
+        is_turned = any(same_path(path, other) for other in turned)
         d_out, d_in = entry.shape[-2:][::-1] if is_turned else entry.shape[-2:]
         experts = range(entry.shape[0]) if len(entry.shape) == 3 else [None]
         module = path.rsplit(".", 1)[-1]
@@ -161,8 +161,8 @@ def _prefix(base: Weights, tuned: Weights) -> _Prefix:
     return _Prefix("", "")
 
 
-def _same(path: str, other: str) -> bool:
-    """Whether two module paths are the same but for a prefix."""
+def same_path(path: str, other: str) -> bool:
+    """Whether two paths of modules or tensors are the same but for a prefix (``model.``)."""
     return path == other or path.endswith("." + other) or other.endswith("." + path)
 
 

@@ -141,8 +141,9 @@ def write_model(
 ) -> None:
     """Write W0 + s Delta_r as a whole model, shard by shard.
 
-    Tensors outside the layers, and vectors, are the tuned model's (the base's for an adapter), in
-    the type they are stored in; matrices are rounded to the type that the tuned model has.
+    Tensors outside the layers, and vectors, are the tuned model's (for an adapter the base's, but
+    for the biases that it trained), in the type they are stored in; matrices are rounded to the
+    type that the tuned model has.
     """
     source = base if isinstance(tuned.source, Adapter) else tuned.source
     by_name: dict[str, list[Matrix]] = {}
@@ -156,6 +157,8 @@ def write_model(
         state = {}
         for name in names:
             value = source.tensor(name).clone()
+            if isinstance(tuned.source, Adapter) and (own := tuned.source.bias(name)) is not None:
+                value.copy_(own)
             for matrix in by_name.get(name, ()):
                 W = _truncated(base, tuned, matrix, rank, scale, device).to(value.dtype).cpu()
                 if matrix.expert is None:

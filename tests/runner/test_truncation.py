@@ -112,6 +112,25 @@ def test_written_models(fixture: str, tmp_path: Path, request: pytest.FixtureReq
     assert torch.allclose(logits(cut), logits(reference), atol=1e-4)
 
 
+def test_a_written_model_has_the_biases_that_an_adapter_trained(
+    tiny_gpt2: Base, tmp_path: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_gpt2.name, dtype=torch.float32)
+    config = peft.LoraConfig(r=4, target_modules=["c_attn"], bias="all", fan_in_fan_out=True)
+    tuned = peft.get_peft_model(model, config).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    tuned.save_pretrained(str(tmp_path / "tuned"))
+    [folder] = write_cuts(
+        tiny_gpt2.name, str(tmp_path / "tuned"), [Cut(None)], tmp_path, merged=True, device="cpu"
+    )
+    written = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    assert torch.allclose(logits(written), logits(tuned), atol=1e-5)
+
+
 ARMS = """
   - {method: full, learning_rate: 3e-3}
   - {method: lora, rank: 4, learning_rate: 5e-3}

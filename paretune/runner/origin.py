@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,7 +54,7 @@ def check_origin(ledger: Ledger, config: StudyConfig) -> list[str]:
             sources[where] = known
             continue
         sources[where] = file_facts({str(path): path for path in paths}, known=known)
-        # By name alone: the same files may lie elsewhere on another machine
+        # By name below a common folder: the same files may lie elsewhere on another machine
         changed = differences(_by_name(known or sources[where]), _by_name(sources[where]))
         if changed:
             raise UserError(_refusal(ledger.folder, where, changed))
@@ -113,4 +114,8 @@ def _refusal(folder: Path, what: str, changed: list[str]) -> str:
 
 
 def _by_name(facts: dict[str, Any]) -> dict[str, Any]:
-    return {Path(name).name: value for name, value in facts.items()}
+    """Facts by the files' paths below the folder that holds all of them."""
+    if not facts:
+        return {}
+    root = os.path.commonpath([Path(name).parent for name in facts])
+    return {str(Path(name).relative_to(root)): value for name, value in facts.items()}

@@ -34,6 +34,8 @@ def best_again(
             if ledger.status(arm.id)["state"] != "diverged":
                 raise UserError(f"{arm.id}: has no {repeat.metric} at {tokens} tokens")
             continue
+        if rows[0]["value"] is None:
+            continue  # its outcomes are not numbers: it cannot be the best
         value = rows[0]["value"] * (1 if rows[0]["higher_is_better"] else -1)
         key = tuple(_group(arm, name) for name in repeat.per)
         if key not in best or value > best[key][0]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from paretune.analyse.changes import Change
 from paretune.report.figures import specifications
 from paretune.report.page import render_page
 from paretune.report.style import STUDIES, interval, number
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def assessment_page(
     base: str,
-    changes: Sequence[Any],
+    changes: Sequence[Change],
     axes: tuple[str, str] | None,
     places: pd.DataFrame | None,
     tasks: Sequence[Mapping[str, Any]],
@@ -25,7 +26,7 @@ def assessment_page(
     """One self-contained page.
 
     Args:
-        changes: rows of ``runner.assess.Change``.
+        changes: of every checkpoint on every metric.
         axes: the metrics of learning and forgetting that ``places`` is about.
         places: ``analyse.frontier`` of the checkpoints, None without both sides.
         tasks: what was scored: ``Benchmarks.facts``.
@@ -83,7 +84,7 @@ def chart(
     )
 
 
-def _row(change: Any, colours: Mapping[str, str]) -> dict[str, Any]:
+def _row(change: Change, colours: Mapping[str, str]) -> dict[str, Any]:
     flips = "–" if change.lost is None else f"{change.gained} gained, {change.lost} lost"
     return {
         "model": change.model,
@@ -122,7 +123,7 @@ def _facts(task: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _notes(changes: Sequence[Any]) -> list[tuple[str, str]]:
+def _notes(changes: Sequence[Change]) -> list[tuple[str, str]]:
     metrics = dict.fromkeys(change.metric for change in changes)
     found = {metric: metric_note(metric) for metric in metrics}
     return [(sentence(metric_words(name)), note) for name, note in found.items() if note]

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from paretune.analyse.flips import count_flips
+from paretune.analyse.changes import changes
 from paretune.analyse.frontier import frontier
 from paretune.analyse.record import StudyRecord
 from paretune.analyse.results import tidy, to_csv
-from paretune.analyse.statistics import align, change_sign, holm, p_value, paired_difference
 from paretune.errors import UserError
 from paretune.evaluate.items import Items
 from paretune.files import read_json, write_json, write_text
@@ -26,30 +24,6 @@ from paretune.runner.score import Asked, benchmarks, scored
 from paretune.runner.tuned import checkpoint_place
 from paretune.study.config import Base, StudyConfig
 from paretune.study.tasks import FORGETTING_SCORE
-
-
-@dataclass(frozen=True)
-class Change:
-    """One metric of one checkpoint against the base, paired item by item.
-
-    ``change`` is signed so that positive is learned on the target and forgotten on the source;
-    ``p`` is two-sided, after Holm's correction over all rows of the assessment. ``lost`` and
-    ``gained`` count right-or-wrong items that flipped, None for other metrics.
-    """
-
-    model: str
-    metric: str
-    side: str
-    base_value: float | None
-    value: float | None
-    change: float | None
-    low: float | None
-    high: float | None
-    p: float | None
-    lost: int | None
-    gained: int | None
-    n: int
-    reason: str | None
 
 
 def assess(
@@ -101,46 +75,6 @@ def assess(
     return out / "report.html"
 
 
-def changes(record: StudyRecord, names: Sequence[str], metrics: Sequence[str]) -> list[Change]:
-    """Every metric of every checkpoint against the base."""
-    rows: list[dict[str, Any]] = []
-    estimates = []
-    scores = {(row["arm"], row["metric"]): row for row in record.scores.to_dict("records")}
-    for name in names:
-        for metric in metrics:
-            own, before = scores[name, metric], scores[BASE, metric]
-            frames = [record.items(arm, 0, metric) for arm in (BASE, name)]
-            sign = change_sign(str(own["side"]), bool(own["higher_is_better"]))
-            estimate = paired_difference(frames[1], frames[0], sign=sign)
-            flips = None
-            if estimate.value is not None and align(frames).binary:
-                flips = count_flips(*align(frames).value)
-            estimates.append(estimate)
-            rows.append(
-                {
-                    "model": name,
-                    "metric": metric,
-                    "side": str(own["side"]),
-                    "base_value": before["value"],
-                    "value": own["value"],
-                    "change": estimate.value,
-                    "low": estimate.low,
-                    "high": estimate.high,
-                    "lost": None if flips is None else flips.forgotten,
-                    "gained": None if flips is None else flips.learned,
-                    "n": estimate.n,
-                    "reason": estimate.reason,
-                }
-            )
-    p_values = [p_value(estimate) for estimate in estimates]
-    known = [p for p in p_values if p is not None]
-    adjusted = iter(holm(known))
-    return [
-        Change(**row, p=None if p is None else next(adjusted))
-        for row, p in zip(rows, p_values, strict=True)
-    ]
-
-
 def _score(base: str, place: Path | None, built: Any, device: torch.device) -> list[Items]:
     """Scores of the base (None), of a whole model, or of an adapter over the base."""
     adapter = place if place is not None and (place / "adapter_config.json").exists() else None
@@ -176,9 +110,18 @@ def _ledger(out: Path, base: str, names: dict[str, Path], asked: Asked) -> Ledge
     }
     path = out / "settings.json"
     if path.exists():
-        # More models may come later
-        if {**read_json(path), "models": settings["models"]} != settings:
+        before = read_json(path)
+        if {**before, "models": settings["models"]} != settings:
             raise UserError(f"{out}: holds an assessment with other settings; give another --out")
+        # More models may come later, and those of before are not given again each time
+        known = {**before["models"], **settings["models"]}
+        for name, place in before["models"].items():
+            if known[name] != place:
+                raise UserError(
+                    f"{out}: holds scores of another checkpoint called {name} ({place}); rename "
+                    "the folder, or give another --out"
+                )
+        settings["models"] = known
     elif out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: not empty and no assessment; give another --out")
     write_json(path, settings)

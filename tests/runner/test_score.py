@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,9 @@ def test_assessment_of_two_checkpoints(
     assert again.read_text() == text
     lines = (out / "base" / "scores.jsonl").read_text().splitlines()
     assert len(lines) == 2, "what is scored already is not scored again"
+    namesake = shutil.copytree(adapter, tmp_path / "elsewhere" / adapter.name)
+    with pytest.raises(UserError, match="holds scores of another checkpoint called"):
+        assess("pocket", [str(namesake)], asked, out, device="cpu")
 
 
 def test_mistakes(mirror: list[str], tmp_path: Path) -> None:

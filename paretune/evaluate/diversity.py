@@ -14,7 +14,7 @@ from paretune.data.pairs import PairItem
 from paretune.evaluate.batches import ROW_TOKENS
 from paretune.evaluate.decode.request import Answer, GenerationRequest
 from paretune.evaluate.decode.stops import LineEnds
-from paretune.evaluate.exact_match import first_line
+from paretune.evaluate.exact_match import answered_line, first_line
 from paretune.evaluate.generate import generate
 from paretune.evaluate.items import ArmModel, Items, outcomes
 from paretune.evaluate.sandbox.code_eval import pass_at_k
@@ -60,7 +60,7 @@ def sampled_answers(
         for index, (answers, pair) in enumerate(zip(of_arm, pairs, strict=True)):
             if any(answer.finish == "broken" for answer in answers):
                 continue
-            texts = [first_line(answer.text) for answer in answers]
+            texts = [answered_line(answer, tokenizer) for answer in answers]
             right = [text == first_line(pair.response_text) for text in texts]
             found = measures(texts, right, settings.pass_at)
             found["token_entropy"] = mean_entropy(answers)

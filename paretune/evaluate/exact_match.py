@@ -9,7 +9,7 @@ import numpy as np
 
 from paretune.data.pairs import PairItem
 from paretune.evaluate.batches import ROW_TOKENS
-from paretune.evaluate.decode.request import GenerationRequest
+from paretune.evaluate.decode.request import Answer, GenerationRequest
 from paretune.evaluate.decode.stops import LineEnds
 from paretune.evaluate.generate import generate
 from paretune.evaluate.items import ArmModel, Items, outcomes
@@ -45,13 +45,17 @@ def exact_match(
     for arm, of_arm in enumerate(answers):
         for index, ([answer], pair) in enumerate(zip(of_arm, pairs, strict=True)):
             if answer.finish != "broken":
-                text = tokenizer.decode(
-                    answer.tokens.tolist(),
-                    skip_special_tokens=True,
-                    clean_up_tokenization_spaces=False,
-                )
-                value[arm, index] = first_line(text) == first_line(pair.response_text)
+                written = answered_line(answer, tokenizer)
+                value[arm, index] = written == first_line(pair.response_text)
     return outcomes(metric, pairs, value, np.ones(len(pairs)))
+
+
+def answered_line(answer: Answer, tokenizer: Any) -> str:
+    """The first line of an answer, with the spaces that its tokens spell."""
+    text = tokenizer.decode(
+        answer.tokens.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return first_line(text)
 
 
 def first_line(text: str) -> str:

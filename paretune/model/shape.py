@@ -25,6 +25,7 @@ def model_shape(model: Any) -> ModelShape:
         kept = layer.d_out + (0 if name in shared else layer.d_in)
         block = next((b for b in names if name.startswith(b + ".")), "")
         per_block[block] = per_block.get(block, 0) + kept
+    count = max(1, len(blocks))  # of a single layer nothing repeats: it is one block
     heads = int(getattr(config, "num_attention_heads", 1))
     head = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     return ModelShape(
@@ -33,10 +34,10 @@ def model_shape(model: Any) -> ModelShape:
         vocabulary=int(config.vocab_size),
         width=int(config.hidden_size),
         layers=len(layers),
-        blocks=len(blocks),
+        blocks=count,
         kept=sum(per_block.values()),
         widest=max(per_block.values(), default=0),
-        attended=heads * head * len(blocks),
+        attended=heads * head * count,
     )
 
 

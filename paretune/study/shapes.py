@@ -33,7 +33,7 @@ class ModelShape:
         parameters: all of them, shared ones once.
         matrices: those in linear layers, the output head not counted.
         layers: linear layers.
-        blocks: repeated blocks.
+        blocks: repeated blocks; 1 where nothing repeats.
         kept: values a token that are kept for the backward pass: what linear layers give, and what
             they take, once where several take the same.
         widest: the same of the largest block.

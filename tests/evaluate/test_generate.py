@@ -11,7 +11,7 @@ import torch
 from evaluate_models import VOCABULARY, Models, broken, llama, random_tokens, tokenizer
 
 from paretune.data.pairs import PairItem
-from paretune.evaluate.decode.request import GenerationRequest, fit_to_context
+from paretune.evaluate.decode.request import GenerationRequest
 from paretune.evaluate.decode.stops import LineEnds
 from paretune.evaluate.exact_match import exact_match, first_line
 from paretune.evaluate.generate import generate
@@ -158,15 +158,6 @@ def test_a_request_that_cannot_be_answered_is_refused():
     ):
         with pytest.raises(ValueError, match=r"at least one|lies in"):
             replace(good, **wrong)
-
-
-def test_a_prompt_is_cut_from_its_start():
-    prompt, cut_tokens = fit_to_context(range(100), 30, 64)
-    assert (prompt.tolist(), cut_tokens) == (list(range(66, 100)), 66)
-    prompt, cut_tokens = fit_to_context(range(10), 30, 64)
-    assert (prompt.tolist(), cut_tokens) == (list(range(10)), 0)
-    with pytest.raises(ValueError, match="leave no room"):
-        fit_to_context(range(10), 64, 64)
 
 
 class Tape:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from evaluate_models import Models, llama, tokenizer
 
-from paretune.evaluate.decode.request import GenerationRequest, fit_to_context
+from paretune.evaluate.decode.request import GenerationRequest
 from paretune.evaluate.generate import generate
+from paretune.evaluate.tasks.encode import Encoder
 
 CONTEXT = 64
 CONTEXTS = [
@@ -39,9 +40,11 @@ def test_answers_are_those_of_lm_eval(until, scale):
     ]
     expected = reference.generate_until(asked, disable_tqdm=True)
 
-    fitted = [fit_to_context(tokenizer().encode(text), 24, CONTEXT) for text in CONTEXTS]
-    assert any(cut for _, cut in fitted)
-    requests = [GenerationRequest(prompt, 24, stop=tuple(until)) for prompt, _ in fitted]
+    encoder = Encoder(tokenizer(), model.config)
+    encoder.max_length = CONTEXT
+    prompts, cut = encoder.prompts(CONTEXTS, 24)
+    assert cut
+    requests = [GenerationRequest(prompt, 24, stop=tuple(until)) for prompt in prompts]
     [got] = generate(Models(model, rows=50), requests, tokenizer())
     assert [answer.text for [answer] in got] == expected
     for [answer] in got:

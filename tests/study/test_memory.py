@@ -63,6 +63,16 @@ def test_shape_of_a_model_of_another_family() -> None:
     assert shape.matrices == 3 * (64 * 192 + 64 * 64 + 2 * 64 * 256)
 
 
+def test_a_model_of_one_layer_is_one_block() -> None:
+    """Nothing repeats in it; it can be planned, and sharded, all the same."""
+    shape = model_shape(llama(256, 512, 1, 2, tied=True))
+    assert (shape.blocks, shape.attended, shape.widest) == (1, 256, shape.kept)
+    arm = lora(4, 1e-3)
+    found = Workload(shape, Batch(2, 64), H200, devices_per_cohort=2).sharding([arm], {arm.id: 9})
+    assert found is not None
+    assert found.devices == 2
+
+
 def test_memory_of_a_full_arm_is_sixteen_bytes_a_parameter_and_what_a_row_keeps() -> None:
     shape = model_shape(llama(3072, 8192, 28, 8, tied=True))
     arm = ArmConfig.model_validate({"method": "full", "learning_rate": 1e-5})

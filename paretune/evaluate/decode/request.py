@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -82,22 +81,3 @@ class Answer:
     text: str
     finish: Finish
     entropy: NDArray[np.float32] | None = None
-
-
-def fit_to_context(
-    prompt: Sequence[int] | NDArray[np.int64], max_new_tokens: int, context: int
-) -> tuple[NDArray[np.int64], int]:
-    """The end of a prompt that leaves room to answer, and how many tokens were cut from its start.
-
-    This is lm-evaluation-harness's rule: the last ``context - max_new_tokens`` tokens stay.
-
-    Raises:
-        ValueError: the longest answer alone fills the context.
-    """
-    room = context - max_new_tokens
-    if room < 1:
-        raise ValueError(
-            f"{max_new_tokens} new tokens leave no room for a prompt in a context of {context}"
-        )
-    whole = np.asarray(prompt, dtype=np.int64)
-    return whole[-room:], max(0, len(whole) - room)

@@ -7,6 +7,7 @@ import os
 # Before torch is loaded: spinning threads starve each other on shared cores (see paretune.cli)
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,14 @@ from paretune.study.config import Base
 
 torch.set_num_threads(2)
 VOCABULARY = 96
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """Every test begins at the same random numbers, whichever tests have run before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

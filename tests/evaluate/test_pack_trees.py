@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paretune.evaluate.tasks.pack import Scored, pack
@@ -11,7 +11,12 @@ from paretune.evaluate.tasks.pack import Scored, pack
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=7)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 @given(st.lists(st.tuples(TOKENS, TOKENS), min_size=1, max_size=14), st.integers(1, 40))
 def test_every_asked_token_stands_behind_its_own_request(
     pairs: list[tuple[list[int], list[int]]], capacity: int

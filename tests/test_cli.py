@@ -27,7 +27,7 @@ budgets: {at: [4ba]}
 
 def paretune(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "paretune", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +39,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def seconds_of_processor(*arguments: str, cwd: Path) -> tuple[float, str]:
+    """What Python took with these arguments, and what it printed."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, check=True
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
+
+
 def test_help_answers_at_once(tmp_path: Path) -> None:
-    """In the processor's time, which other work on the machine does not lengthen."""
-    seconds = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        result = paretune("--help", cwd=tmp_path)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        assert result.returncode == 0
-    assert min(seconds) < 0.5
+    """In half a second of the processor's time; on a slow machine, in 20 starts of bare Python."""
+    for _ in range(5):
+        bare, _ = seconds_of_processor("-c", "pass", cwd=tmp_path)
+        seconds, shown = seconds_of_processor("-m", "paretune", "--help", cwd=tmp_path)
+        if at_once := seconds < max(0.5, 20 * bare):
+            break
+    assert at_once, (seconds, bare)
     for command in ("demo", "recipes", "init", "plan", "run", "status", "report", "export"):
-        assert command in result.stdout
+        assert command in shown
 
 
 def test_a_study_from_file_to_adapter(folder: Path) -> None:
@@ -129,7 +137,7 @@ def test_an_interrupted_run_says_how_to_go_on(folder: Path) -> None:
         if line.startswith("base:"):
             break
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert errors == "interrupted; the same command goes on from there\n"
 

@@ -61,7 +61,11 @@ def test_every_claim_about_a_cohort_is_in_a_portion() -> None:
 def test_what_fails_or_is_slow_does_not_hurt_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = (Step("-m nothing_of_this_name", 9), Step("-m http.server 0", 9, 2), Step("-m this", 9))
+    steps = (
+        Step("-m nothing_of_this_name", 90),
+        Step("-m http.server 0", 9, 2),
+        Step("-m this", 90),
+    )
     monkeypatch.setattr(on_a_gpu, "PORTIONS", {"check": steps})
     words = ["on_a_gpu.py", "--portion", "check", "--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", [*words, "--work", str(tmp_path / "work")])
@@ -70,7 +74,7 @@ def test_what_fails_or_is_slow_does_not_hurt_the_next(
     assert ended.value.code
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [one["end"] for one in summary] == ["exit code 1", "out of time", "done"]
-    assert summary[1]["seconds"] < 10
+    assert summary[1]["seconds"] < 60
     log = (tmp_path / "out" / "log.txt").read_text()
     assert "No module named nothing_of_this_name" in log
     assert "Beautiful is better than ugly" in log

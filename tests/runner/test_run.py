@@ -207,7 +207,7 @@ def test_saves_that_take_long_come_less_often(
     monkeypatch.setattr(Trainer, "step", trained)
     monkeypatch.setattr(cohort.CohortRun, "_save", slow)
     arms = "  - {method: lora, rank: 2, learning_rate: 5e-3}"
-    run(small_study(tmp_path, arms=arms, at="20ba", every=0.5), tmp_path / "out")
+    run(small_study(tmp_path, arms=arms, at="20ba", every=0.5), tmp_path / "out", report=False)
     # At step 1, then not before 18 more steps have passed, which is at the end
     assert len(saved) == saves
     assert saved[-1] == 20

@@ -26,6 +26,8 @@ FLAGS = [
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 ]
+# Beyond what it takes on a machine that does much else; what goes well does not wait for it
+PATIENCE = 300.0
 
 
 def binary() -> str | None:
@@ -63,20 +65,19 @@ class Page:
         self.problems: list[str] = []
         self.requests: list[str] = []
         self.loaded = False
-        targets = self.call("Target.getTargets")["targetInfos"]
-        target = next(t["targetId"] for t in targets if t["type"] == "page")
-        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
+        self.until(self._tabs)
+        attached = self.call("Target.attachToTarget", targetId=self._tabs()[0], flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
-    def call(self, method: str, timeout: float = 30, **parameters: Any) -> dict[str, Any]:
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
         if self._session:
             message["sessionId"] = self._session
         os.write(self._out, json.dumps(message).encode() + b"\0")
-        end = time.monotonic() + timeout
+        end = time.monotonic() + PATIENCE
         while True:
             answer = self._read(end - time.monotonic())
             if answer is None:
@@ -85,6 +86,10 @@ class Page:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")
                 return dict(answer["result"])
+
+    def _tabs(self) -> list[str]:
+        targets = self.call("Target.getTargets")["targetInfos"]
+        return [target["targetId"] for target in targets if target["type"] == "page"]
 
     def open(self, path: Path, width: int, height: int = 900, *, dark: bool = False) -> None:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -111,9 +116,9 @@ class Page:
             raise RuntimeError(json.dumps(answer["exceptionDetails"])[:500])
         return answer["result"].get("value")
 
-    def until(self, condition: Any, timeout: float = 20) -> None:
+    def until(self, condition: Any) -> None:
         """Wait until a function, or an expression in the page, is true."""
-        end = time.monotonic() + timeout
+        end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             if condition() if callable(condition) else self.evaluate(condition):
                 return

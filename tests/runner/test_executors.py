@@ -44,15 +44,15 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 def alone(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The study by one process with one thread, as each of two workers has on two cores."""
     folder = tmp_path_factory.mktemp("alone") / "out"
-    before, threads = os.environ.get("OMP_NUM_THREADS"), torch.get_num_threads()
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
-    run(study, folder, device="cpu", report=False)
-    torch.set_num_threads(threads)
-    yield folder
-    os.environ.pop("OMP_NUM_THREADS")
-    if before is not None:
-        os.environ["OMP_NUM_THREADS"] = before
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+        try:
+            run(study, folder, device="cpu", report=False)
+        finally:
+            torch.set_num_threads(threads)
+        yield folder
 
 
 def csv(folder: Path) -> str:
@@ -74,7 +74,7 @@ class Killer(threading.Thread):
         self.struck: int | None = None
 
     def run(self) -> None:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 900
         while time.monotonic() < deadline:
             for state in self.folder.glob("arms/*/resume/*.safetensors"):
                 holder = self._pid(state.parts[-3])
@@ -112,8 +112,9 @@ def test_local_workers_with_one_killed(study: Study, alone: Path, tmp_path: Path
     run(study, tmp_path / "out", report=False, executor=two)
     assert killer.struck is not None
     same(alone, tmp_path / "out")
-    runners = {str(row["runner"]) for row in cohorts(tmp_path / "out")}
-    assert len(runners) >= 3, "two workers, and the one that was started again"
+    # Whether it still found arms to train depends on how long it took to start
+    began = {row["runner"] for row in Ledger(tmp_path / "out").log() if row["event"] == "started"}
+    assert len(began) == 3, "two workers, and the one that was started again"
 
 
 @pytest.fixture
@@ -121,6 +122,9 @@ def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where Ray keeps its files; elsewhere than pytest's, since names of sockets are short."""
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as name:
         monkeypatch.setenv("RAY_TMPDIR", name)
+        # Seconds that its own processes may take to start where the machine does much else
+        for wait in ("gcs_server_port_wait_time_s", "gcs_server_request_timeout_seconds"):
+            monkeypatch.setenv(f"RAY_{wait}", "300")
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
         yield Path(name)
 
@@ -136,23 +140,33 @@ def test_ray_with_a_worker_killed(
     killer = Killer(tmp_path / "out", signal.SIGKILL)
     killer.start()
     two = executor("ray", workers=2, device="cpu")
-    run(study, tmp_path / "out", report=False, executor=two)
+    for left in (2, 1, 0):
+        try:
+            run(study, tmp_path / "out", report=False, executor=two)
+            break
+        except Fault as error:
+            # Ray gives its own processes half a minute, in which a busy machine may not start them
+            if not left or "could be started" not in str(error):
+                raise
     assert killer.struck is not None
     same(alone, tmp_path / "out")
 
 
+@pytest.mark.parametrize("kind", [ConnectionError, Exception])
 def test_a_ray_cluster_that_does_not_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
     ray = pytest.importorskip("ray")
 
     def refuse(address: str, **_: object) -> None:
-        raise ConnectionError(f"Failed to connect to Ray cluster at {address}")
+        # Ray's own two: where nobody listens, and where its node is not up within half a minute
+        raise kind(f"Failed to connect to Ray cluster at {address}")
 
     monkeypatch.setattr(ray, "init", refuse)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    with pytest.raises(UserError, match=r"RAY_ADDRESS 10\.0\.0\.1:6379: no cluster answers"):
-        executor("ray", workers=2).run(tmp_path, Silent())
+    if kind is ConnectionError:
+        with pytest.raises(UserError, match=r"RAY_ADDRESS 10\.0\.0\.1:6379: no cluster answers"):
+            executor("ray", workers=2).run(tmp_path, Silent())
     monkeypatch.delenv("RAY_ADDRESS")
     with pytest.raises(Fault, match="could be started on this machine"):
         executor("ray", workers=2).run(tmp_path, Silent())

@@ -53,13 +53,19 @@ class OnRay:
             settings = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
         try:
             self._ray.init(log_to_driver=False, logging_level="ERROR", **settings)
-        except ConnectionError as error:
-            if address:
-                raise UserError(
-                    f"RAY_ADDRESS {address}: no cluster answers there. Start it, or unset "
-                    "RAY_ADDRESS and one is started for this study"
+        except UserError:
+            raise
+        except Exception as error:  # one that starts too slowly is a bare Exception of Ray's
+            if not address:
+                raise Fault(
+                    f"ray: no cluster could be started on this machine ({error})"
                 ) from error
-            raise Fault(f"ray: no cluster could be started on this machine ({error})") from error
+            if not isinstance(error, ConnectionError):
+                raise
+            raise UserError(
+                f"RAY_ADDRESS {address}: no cluster answers there. Start it, or unset "
+                "RAY_ADDRESS and one is started for this study"
+            ) from error
 
     def _run(self, folder: Path, progress: Progress) -> None:
         ray = self._ray

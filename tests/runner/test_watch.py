@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import struct
@@ -23,6 +24,8 @@ from paretune.runner.watch import look, sparkline
 
 RUNNING = re.compile(r"lora r4 lr 0.005\s+running\s+\d+%")
 ARMS = "\n  - {method: lora, rank: [2, 4], learning_rate: 5e-3}\n"
+# Beyond what anything here takes on a machine that does much else
+PATIENCE = 600
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +66,8 @@ def test_watch_on_a_running_study_in_a_real_terminal(tmp_path: Path) -> None:
     # A server of its own, and the signs of the curves also where the locale has none
     tmux = ["tmux", "-u", "-S", str(tmp_path / "tmux")]
     try:
-        deadline = time.monotonic() + 200
-        while not _all_measured(tmp_path / "out"):
-            assert trains.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
         # It stands still until it is watched, however slowly the watch starts
-        trains.send_signal(signal.SIGSTOP)
+        halt_once_measured(trains, tmp_path / "out")
         plain = ["env", "-u", "COLUMNS", "-u", "LINES"]
         shown = " ".join(
             [*plain, *command, "watch", "out", "--every", "0.5", "&&", "echo", "ended-$?"]
@@ -79,6 +77,7 @@ def test_watch_on_a_running_study_in_a_real_terminal(tmp_path: Path) -> None:
              + "; sleep 60"], check=True,
         )  # fmt: skip
         seen: list[str] = []
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             done = subprocess.run([*tmux, "capture-pane", "-p"], capture_output=True, text=True)
             seen.append(done.stdout)
@@ -90,7 +89,7 @@ def test_watch_on_a_running_study_in_a_real_terminal(tmp_path: Path) -> None:
     finally:
         trains.send_signal(signal.SIGCONT)
         subprocess.run([*tmux, "kill-server"], check=False)
-        trains.wait(timeout=200)
+        trains.wait(timeout=PATIENCE)
     running = [picture for picture in seen if RUNNING.search(picture)]
     assert running, seen[-1:]
     whole = re.compile(r"running\s+\d+%.*\d\.\d{3}.*[▁▂▃▄▅▆▇█].*\d+\s+[\d.]+ (s|min).*[MG]B")
@@ -99,18 +98,32 @@ def test_watch_on_a_running_study_in_a_real_terminal(tmp_path: Path) -> None:
     assert "2 of 2 arms have ended" in seen[-1]
 
 
-def _all_measured(folder: Path) -> bool:
-    """Every arm has trained, and its process has said how fast and with how much memory."""
-    if not list(folder.glob("arms/*/train.jsonl")):
-        return False
-    return all(view.left is not None and view.memory for view in look(folder))
+def halt_once_measured(trains: subprocess.Popen[bytes], folder: Path) -> None:
+    """Stop a process once all arms have trained, with steps to go, and it has said how fast.
+
+    It is looked at while it stands still: it cannot end between the look and the stop.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        assert trains.poll() is None
+        if list(folder.glob("arms/*/train.jsonl")):
+            trains.send_signal(signal.SIGSTOP)
+            _, status = os.waitpid(trains.pid, os.WUNTRACED)
+            assert os.WIFSTOPPED(status), "it ended before it was looked at"
+            if all(view.left and view.memory for view in look(folder)):
+                return
+            trains.send_signal(signal.SIGCONT)
+        time.sleep(0.05)
+    raise AssertionError("nothing was measured")
 
 
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where W&B writes what it would send."""
     pytest.importorskip("wandb")
-    for name, value in {"MODE": "offline", "DIR": str(tmp_path), "SILENT": "true"}.items():
+    settings = {"MODE": "offline", "DIR": str(tmp_path), "SILENT": "true"}
+    settings["_SERVICE_WAIT"] = str(PATIENCE)  # seconds until its own process runs
+    for name, value in settings.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
     return tmp_path
 
@@ -129,17 +142,13 @@ def test_tracking_follows_a_study_that_runs(tmp_path: Path, offline: Path) -> No
     trains = subprocess.Popen(
         [*command, "run", "study.yaml", "--out", "out", "--no-report"], cwd=tmp_path
     )
-    deadline = time.monotonic() + 200
     try:
-        while not _all_measured(tmp_path / "out"):
-            assert trains.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        trains.send_signal(signal.SIGSTOP)
+        halt_once_measured(trains, tmp_path / "out")
         sends = subprocess.Popen(
             [*command, "track", "out", "--follow", "--every", "0.2"],
             cwd=tmp_path, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
+        deadline = time.monotonic() + PATIENCE
         while not losses_sent(offline):
             assert sends.poll() is None
             assert time.monotonic() < deadline
@@ -147,8 +156,8 @@ def test_tracking_follows_a_study_that_runs(tmp_path: Path, offline: Path) -> No
         early = len(losses_sent(offline))
     finally:
         trains.send_signal(signal.SIGCONT)
-        assert trains.wait(timeout=200) == 0
-    assert sends.communicate(timeout=100)[0] == "2 arms are sent\n"
+        assert trains.wait(timeout=PATIENCE) == 0
+    assert sends.communicate(timeout=PATIENCE)[0] == "2 arms are sent\n"
     wait_until_written(offline, runs=2)
     assert losses_sent(offline) == losses_kept(tmp_path / "out")
     assert 0 < early < len(losses_kept(tmp_path / "out")) == 120
@@ -156,7 +165,7 @@ def test_tracking_follows_a_study_that_runs(tmp_path: Path, offline: Path) -> No
 
 def wait_until_written(folder: Path, *, runs: int) -> None:
     """W&B's own process writes the last records shortly after a run's finish has returned."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while [record.HasField("exit") for record in sent(folder)].count(True) < runs:
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -26,11 +26,11 @@ from measurements import row
 
 from paretune.runner.device import measure
 from paretune.runner.sharding import parts
-from paretune.runner.units import size
 from paretune.study.arms import ArmConfig
 from paretune.study.memory import Workload
 from paretune.study.shapes import Batch, Machine
 from paretune.study.sharding import Sharding
+from paretune.study.units import size
 
 CLAIMS = Claims("sharded")
 GIB = 2**30

@@ -22,6 +22,7 @@ SUFFIXES = {
     "text": (".txt", ".text", ".md", ".rst", ".txt.gz"),
 }
 """Files taken from a folder; a file or a pattern in the study file may have any name."""
+_MARK = b"\xef\xbb\xbf"  # a byte order mark, with which some editors begin a file
 
 
 def local_rows(
@@ -124,8 +125,8 @@ def _json_rows(path: Path, name: str, fields: Fields) -> Iterator[AnyRow]:
 def _json_values(path: Path) -> Iterator[tuple[int, Any]]:
     """Line number and value of each row; blank lines are passed over."""
     with _open(path) as file:
-        first = file.read(1)
-    if first == b"[":
+        head = file.read(1024).removeprefix(_MARK).lstrip()
+    if head.startswith(b"["):
         # A list of rows over the whole file is common too; lines that begin with [ are bad rows.
         try:
             with _open(path) as file:
@@ -137,7 +138,7 @@ def _json_values(path: Path) -> Iterator[tuple[int, Any]]:
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
             if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
+                line = line.removeprefix(_MARK)
             if not line.strip():
                 continue
             try:

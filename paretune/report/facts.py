@@ -10,8 +10,9 @@ from paretune.analyse.cost import costs
 from paretune.analyse.record import StudyRecord
 from paretune.errors import UserError
 from paretune.report.findings import Findings
-from paretune.report.style import group_colour, interval, number, seconds, size, tokens
+from paretune.report.style import group_colour, interval, number, seconds, tokens
 from paretune.report.words import metric_note, sentence
+from paretune.study.units import size
 
 VERDICTS = ("supported", "contradicted", "unresolved")
 # Costs in bytes that a status may hold beside its seconds

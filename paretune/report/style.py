@@ -63,8 +63,8 @@ def interval(low: float | None, high: float | None, digits: int = 4) -> str:
 def tokens(count: int) -> str:
     """A number of tokens in the field's notation: 8M, 1.5B, 65.5k."""
     for size, suffix in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if count >= size:
-            return f"{count / size:.3g}{suffix}" if count < 1000 * size else f"{count / size:g}T"
+        if count >= 0.9995 * size:  # three digits of it are 1 at least
+            return f"{count / size:.3g}{suffix}" if count < 999.5 * size else f"{count / size:g}T"
     return str(count)
 
 
@@ -76,15 +76,6 @@ def seconds(duration: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def size(count: float) -> str:
-    """Bytes in the unit that reads best, in powers of ten: 1.5 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def _mix(low: str, high: str, share: float) -> str:

@@ -12,10 +12,10 @@ from paretune.errors import UserError
 from paretune.files import write_json
 from paretune.runner.ledger import Ledger
 from paretune.runner.record import read_record
-from paretune.runner.units import duration, size
 from paretune.runner.workspace import check_arms
 from paretune.study.memory import cohort_bytes
 from paretune.study.shapes import Batch
+from paretune.study.units import duration, size
 
 UNITS = {"": 1, "B": 1, "MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30}
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from paretune.errors import UserError
-from paretune.runner.units import size
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Study
 from paretune.study.memory import Workload
 from paretune.study.sharding import Sharding
+from paretune.study.units import size
 
 
 def check_sharding(

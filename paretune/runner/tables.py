@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from paretune.runner.planner import StudyPlan
 from paretune.runner.sharding import parts
 from paretune.runner.status import ArmStatus
-from paretune.runner.units import duration, size
+from paretune.study.units import duration, size
 
 
 def plan_table(planned: StudyPlan) -> str:

@@ -16,7 +16,7 @@ from paretune.errors import Damaged
 from paretune.files import read_rows
 from paretune.runner.leases import Leases
 from paretune.runner.ledger import Ledger
-from paretune.runner.units import duration, size
+from paretune.study.units import duration, size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

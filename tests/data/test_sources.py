@@ -36,7 +36,8 @@ def test_json_lines_plain_compressed_and_as_a_list_say_the_same(tmp_path: Path) 
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
     (tmp_path / "c.json").write_text(json.dumps(rows, indent=2))
     (tmp_path / "d.jsonl").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "a.jsonl").read_bytes())
-    for name in ("a.jsonl", "b.jsonl.gz", "c.json", "d.jsonl"):
+    (tmp_path / "e.json").write_bytes(b"\xef\xbb\xbf\n" + (tmp_path / "c.json").read_bytes())
+    for name in ("a.jsonl", "b.jsonl.gz", "c.json", "d.jsonl", "e.json"):
         found = read({"from": "json", "path": str(tmp_path / name)})
         assert texts(found) == [row["text"] for row in rows]
         assert next(row.id for row in found if isinstance(row, Document)) == f"{name}:1"

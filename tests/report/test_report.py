@@ -316,6 +316,7 @@ def test_numbers_read_well() -> None:
     shown = [number(x) for x in (1.23456, 0.0123456, -0.5, 0.0, 1234.567, 2e-7, None, float("nan"))]
     assert shown == ["1.235", "0.01235", "−0.5000", "0.000", "1235", "2.000e−07", "–", "–"]
     assert interval(-0.1, 0.2, 2) == "−0.10 to 0.20"
+    assert [tokens(n) for n in (999, 999_600, 999_999_999)] == ["999", "1M", "1B"]
     assert [tokens(n) for n in (500, 65_536, 8_000_000, 1_500_000_000)] == [
         "500",
         "65.5k",

@@ -6,7 +6,7 @@ from __future__ import annotations
 def size(count: float) -> str:
     """Bytes in the unit that reads best: ``1.5 GB`` (powers of ten)."""
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
+        if count < 999.5:  # else its three digits are 1000, which is one of the next unit
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"

@@ -21,13 +21,14 @@ from pydantic import (
 )
 
 from paretune.study.arms import ArmConfig
+from paretune.study.contradictions import contradictions
 from paretune.study.mistakes import Mistake, MistakesError
 from paretune.study.places import Places
 from paretune.study.quantity import EXAMPLES, Quantity
 from paretune.study.samples import Samples
-from paretune.study.sources import Arithmetic, DataConfig, PocketProse, PythonPackages
+from paretune.study.sources import DataConfig
 from paretune.study.strict import Strict
-from paretune.study.tasks import FORGETTING_SCORE, FORGETTING_TASKS, TaskField, named_twice
+from paretune.study.tasks import FORGETTING_SCORE, FORGETTING_TASKS, TaskField
 
 QuantityField = Annotated[
     Quantity,
@@ -97,6 +98,11 @@ class Target(Strict):
     answer_tokens: StrictInt = Field(
         default=16, ge=1, description="longest generated answer (exact_match)"
     )
+
+    @property
+    def learned(self) -> list[TargetMetric]:
+        """The metrics that show what was learned, not only how far an arm went."""
+        return [metric for metric in self.metrics if metric not in DRIFT]
 
 
 class SourceText(Strict):
@@ -290,7 +296,7 @@ class StudyConfig(Strict):
 
     @model_validator(mode="after")
     def _coherent(self) -> StudyConfig:
-        found = _contradictions(self)
+        found = contradictions(self)
         if found:
             raise MistakesError(*found)
         return self
@@ -320,8 +326,7 @@ class StudyConfig(Strict):
     def learning_metric(self) -> str:
         """The metric on the frontier's learning axis: a task where there is one."""
         tasks = [task.metric_names()[0] for task in self.target.tasks]
-        learned = [metric for metric in self.target.metrics if metric not in DRIFT]
-        own = [f"target/{metric}" for metric in reversed(learned)]
+        own = [f"target/{metric}" for metric in reversed(self.target.learned)]
         return self.frontier.learning or [*tasks, *own][0]
 
     def forgetting_metric(self) -> str:
@@ -331,58 +336,6 @@ class StudyConfig(Strict):
         if FORGETTING_SCORE in names:
             tasks = [FORGETTING_SCORE]
         return self.frontier.forgetting or [*tasks, *names][0]
-
-
-def _contradictions(study: StudyConfig) -> list[Mistake]:
-    """Keys of a study that do not go together."""
-    found = []
-    data = study.target.data
-    if not set(study.target.metrics) - set(DRIFT):
-        reason = (
-            "kl and reverse_kl show no learning: give a metric that does, such as bits_per_byte"
-        )
-        found.append(Mistake(("target", "metrics"), reason))
-    if study.regime == "cpt":
-        if study.target.samples is not None:
-            reason = "samples are answers to prompts: they are for regime ift"
-            found.append(Mistake(("target", "samples"), reason))
-        if "exact_match" in study.target.metrics:
-            reason = "exact_match needs prompts and responses: it is for regime ift"
-            found.append(Mistake(("target", "metrics"), reason))
-        if isinstance(data, Arithmetic):
-            reason = "arithmetic gives prompts and responses: set regime: ift"
-            found.append(Mistake(("target", "data", "from"), reason))
-    if study.regime == "ift":
-        if "cloze" in study.target.metrics:
-            reason = "cloze needs running text: it is for regime cpt"
-            found.append(Mistake(("target", "metrics"), reason))
-        if isinstance(data, PythonPackages | PocketProse):
-            reason = f"{data.from_} has no prompts: set regime: cpt"
-            found.append(Mistake(("target", "data", "from"), reason))
-    for index, text in enumerate(study.source.texts):
-        if isinstance(text.data, Arithmetic):
-            reason = "arithmetic gives prompts and responses, and a source text is running text"
-            found.append(Mistake(("source", "texts", index, "data", "from"), reason))
-    taken = {text.name for text in study.source.texts}
-    for side, tasks in (("target", study.target.tasks), ("source", study.source.tasks)):
-        for mistake in named_twice(tasks, taken):
-            found.append(Mistake((side, "tasks", *mistake.path), mistake.message))
-    for name, files in study.mirror.items():
-        if "{split}" not in files:
-            reason = "put {split} where the file names differ by split, such as data/{split}.jsonl"
-            found.append(Mistake(("mirror", name), reason))
-    known = study.metric_names()
-    asked = [
-        (("frontier", "learning"), study.frontier.learning, study.learning_metrics()),
-        (("frontier", "forgetting"), study.frontier.forgetting, study.forgetting_metrics()),
-    ]
-    if study.repeat_best is not None:
-        asked.append((("repeat_best", "metric"), study.repeat_best.metric, known))
-    for path, metric, scored in asked:
-        if metric is not None and metric not in scored:
-            reason = f"'{metric}' is not scored here; there is {', '.join(scored)}"
-            found.append(Mistake(path, reason))
-    return found
 
 
 class Study(Strict):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paretune.errors import UserError
-from paretune.study.arms import Schedule
+from paretune.study.schedule import Schedule
 from paretune.train.schedule import Resolved, Span, resolve
 
 

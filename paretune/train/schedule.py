@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from paretune.study.arms import Schedule
 from paretune.study.quantity import Quantity
+from paretune.study.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,10 @@ from safetensors.torch import save_file
 
 from paretune.runner.spectrum import devices
 from paretune.runner.tuned import tuned_in
-from paretune.spectrum.compute import Options, Tuned, spectra
+from paretune.spectrum.compute import spectra
 from paretune.spectrum.matrices import matrices_of
 from paretune.spectrum.measures import effective_rank, rank_for, stable_rank
+from paretune.spectrum.measuring import Options, Tuned
 from paretune.spectrum.null import null, signal_count
 from paretune.spectrum.singular import gram, singular_values
 from paretune.spectrum.weights import Weights

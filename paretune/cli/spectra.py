@@ -70,7 +70,7 @@ def spectrum(
     from paretune.runner.progress import Terminal
     from paretune.runner.spectrum import model_spectra, study_spectra, summary
     from paretune.runner.tuned import is_study
-    from paretune.spectrum.compute import Options
+    from paretune.spectrum.measuring import Options
 
     if delta_only and vectors:
         raise UserError("--vectors needs W0 and W: leave out --delta-only")

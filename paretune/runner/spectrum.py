@@ -14,8 +14,9 @@ from paretune.runner.device import choose
 from paretune.runner.ledger import Ledger
 from paretune.runner.progress import Progress, Silent
 from paretune.runner.tuned import base_of, checkpoints, tuned_in, tuned_of
-from paretune.spectrum.compute import Found, Options, Tuned, spectra
+from paretune.spectrum.compute import spectra
 from paretune.spectrum.matrices import Matrix, left_out
+from paretune.spectrum.measuring import Found, Options, Tuned
 from paretune.spectrum.store import Store
 from paretune.spectrum.weights import Weights
 

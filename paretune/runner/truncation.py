@@ -23,8 +23,8 @@ from paretune.runner.progress import Progress, Silent
 from paretune.runner.tuned import base_of, checkpoints, tuned_in, tuned_of
 from paretune.runner.workspace import Workspace
 from paretune.spectrum.adapters import Adapter
-from paretune.spectrum.compute import Tuned
 from paretune.spectrum.matrices import Matrix
+from paretune.spectrum.measuring import Tuned
 from paretune.spectrum.truncate import Leading, leading, updates, write_adapter, write_model
 from paretune.spectrum.weights import Weights
 from paretune.study.config import Base

@@ -11,8 +11,8 @@ from paretune.model.load import load_shape, location
 from paretune.runner.ledger import Ledger
 from paretune.runner.naming import find_arm, find_budget
 from paretune.spectrum.adapters import Adapter, is_adapter
-from paretune.spectrum.compute import Tuned
 from paretune.spectrum.matrices import Matrix, match, matrices_of, vocabulary
+from paretune.spectrum.measuring import Tuned
 from paretune.spectrum.weights import Weights
 from paretune.study.config import Base
 

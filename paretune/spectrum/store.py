@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from paretune.files import append_jsonl, read_jsonl, write_with
-from paretune.spectrum.compute import Found, Options
+from paretune.spectrum.measuring import Found, Options
 
 if TYPE_CHECKING:
     import pandas as pd

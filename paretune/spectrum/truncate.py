@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from paretune.errors import UserError
 from paretune.files import write_with
 from paretune.spectrum.adapters import Adapter
-from paretune.spectrum.compute import Tuned
 from paretune.spectrum.directions import directions
 from paretune.spectrum.matrices import Matrix
+from paretune.spectrum.measuring import Tuned
 from paretune.spectrum.singular import gram
 from paretune.spectrum.weights import ADAPTER, Weights
 

@@ -17,9 +17,9 @@ from paretune.report.spectrum_charts import spectrum_figures
 from paretune.report.spectrum_data import StudySpectra
 from paretune.report.spectrum_table import moved_rows
 from paretune.report.write import write_report
-from paretune.spectrum.compute import Found
 from paretune.spectrum.matrices import Matrix
 from paretune.spectrum.measures import row
+from paretune.spectrum.measuring import Found
 from paretune.spectrum.singular import Spectrum, singular_values
 from paretune.spectrum.store import Store
 

@@ -20,7 +20,7 @@ from paretune.runner.claims import claims
 from paretune.runner.ledger import Ledger
 from paretune.runner.run import run
 from paretune.runner.spectrum import model_spectra, study_spectra, summary
-from paretune.spectrum.compute import Found, Options
+from paretune.spectrum.measuring import Found, Options
 from paretune.spectrum.store import LOG, Store
 from paretune.study.config import Base
 

@@ -11,7 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from paretune.runner.tuned import base_of, tuned_of
 from paretune.spectrum import compute, solvers
-from paretune.spectrum.compute import Options, spectra
+from paretune.spectrum.compute import spectra
+from paretune.spectrum.measuring import Options
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import numpy as np
 
 from paretune.analyse.points import Points, measured
 from paretune.analyse.record import StudyRecord, group_order, method_group
-from paretune.analyse.results import read_items
+from paretune.analyse.results import read_all
 from paretune.analyse.statistics import (
     Estimate,
     Floats,
@@ -210,13 +210,12 @@ def _between(
 ) -> Estimate:
     if metric not in sides.index:
         return Estimate(None, None, None, None, 0, f"{metric} has no scores")
-    outcomes = [read_items(record, arm, tokens, metric) for arm in (a, b)]
-    for outcome in outcomes:
-        if isinstance(outcome, str):
-            return Estimate(None, None, None, None, 0, outcome)
+    outcomes = read_all(record, [(arm, tokens, metric) for arm in (a, b)])
+    if isinstance(outcomes, str):
+        return Estimate(None, None, None, None, 0, outcomes)
     row = sides.loc[metric]
     sign = change_sign(str(row["side"]), bool(row["higher_is_better"]))
-    return paired_difference(*outcomes, sign=sign)  # type: ignore[arg-type]
+    return paired_difference(*outcomes, sign=sign)
 
 
 def _groups(record: StudyRecord, points: Points) -> dict[str, tuple[Floats, Floats]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from paretune.analyse.record import BASE, StudyRecord
-from paretune.analyse.results import read_items
+from paretune.analyse.results import read_all
 from paretune.analyse.statistics import (
     Estimate,
     Floats,
@@ -76,24 +76,24 @@ def measured(
             result.reason = f"{metric} has no scores"
             return result
     outcomes: dict[Point, list[pd.DataFrame]] = {}
-    base = [read_items(record, BASE, 0, metric) for metric in metrics]
-    for outcome in base:
-        if isinstance(outcome, str):
-            result.reason = outcome
-            return result
+    base = read_all(record, [(BASE, 0, metric) for metric in metrics])
+    if isinstance(base, str):
+        result.reason = base
+        return result
     for point in scored_points(record, metrics):
-        frames = [read_items(record, *point, metric) for metric in metrics]
-        problem = next((frame for frame in frames if isinstance(frame, str)), None)
-        if problem is None:
-            estimates = [
-                paired_difference(frame, reference, sign=_sign(record, metric))  # type: ignore[arg-type]
-                for frame, reference, metric in zip(frames, base, metrics, strict=True)
-            ]
-            problem = next((e.reason for e in estimates if e.value is None), None)
+        frames = read_all(record, [(*point, metric) for metric in metrics])
+        if isinstance(frames, str):
+            result.left_out[point] = frames
+            continue
+        estimates = [
+            paired_difference(frame, reference, sign=_sign(record, metric))
+            for frame, reference, metric in zip(frames, base, metrics, strict=True)
+        ]
+        problem = next((e.reason for e in estimates if e.value is None), None)
         if problem is not None:
             result.left_out[point] = problem
             continue
-        outcomes[point] = frames  # type: ignore[assignment]
+        outcomes[point] = frames
         result.points.append(point)
         result.learning.append(estimates[0])
         result.forgetting.append(estimates[1])
@@ -103,7 +103,7 @@ def measured(
     draws, clusters, degrees = [], [], []
     for axis, metric in enumerate(metrics):
         frames = [base[axis], *(outcomes[point][axis] for point in result.points)]
-        aligned = align(frames)  # type: ignore[arg-type]
+        aligned = align(frames)
         clusters.append(aligned.varying)
         degrees.append(effective_degrees(aligned) if aligned.varying > 1 else 0.0)
         scores = bootstrap_scores(aligned, resamples, seed + axis)

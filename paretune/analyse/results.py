@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from paretune.analyse.record import BASE, StudyRecord
@@ -113,18 +113,27 @@ def read_items(record: StudyRecord, arm: str, tokens: int, metric: str) -> pd.Da
         return f"the outcomes per item of {arm} are missing"
 
 
+def read_all(
+    record: StudyRecord, scores: Iterable[tuple[str, int, str]]
+) -> list[pd.DataFrame] | str:
+    """Per-item outcomes of several scores (arm, tokens, metric), or why one of them has none."""
+    frames = []
+    for score in scores:
+        outcome = read_items(record, *score)
+        if isinstance(outcome, str):
+            return outcome
+        frames.append(outcome)
+    return frames
+
+
 def _change(
     record: StudyRecord, arm: str, tokens: int, metric: str, score: Mapping[Any, Any]
 ) -> Estimate:
-    items = read_items(record, arm, tokens, metric)
-    base = read_items(record, BASE, 0, metric)
-    for outcome in (items, base):
-        if isinstance(outcome, str):
-            return Estimate(None, None, None, None, 0, outcome)
-    assert not isinstance(items, str)
-    assert not isinstance(base, str)
+    outcomes = read_all(record, [(arm, tokens, metric), (BASE, 0, metric)])
+    if isinstance(outcomes, str):
+        return Estimate(None, None, None, None, 0, outcomes)
     sign = change_sign(str(score["side"]), bool(score["higher_is_better"]))
-    return paired_difference(items, base, sign=sign)
+    return paired_difference(*outcomes, sign=sign)
 
 
 def _settings(record: StudyRecord, arm: str) -> dict[str, Any]:

@@ -65,10 +65,9 @@ def choose_split(labels: Iterable[tuple[str, str]], share: float) -> Split:
         documents.add(id)
         if groups.straddle(share):
             return Split(share, "group")
-    for level, names in (("group", groups), ("document", documents)):
-        if names.several:
-            return _forced(share, level, names)  # type: ignore[arg-type]
-    return Split(share, "position")
+    if groups.several:
+        return _forced(share, "group", groups)
+    return _forced(share, "document", documents) if documents.several else Split(share, "position")
 
 
 @dataclass

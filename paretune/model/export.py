@@ -12,9 +12,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from paretune.errors import UserError
-from paretune.files import write_json, write_with
+from paretune.files import write_bytes, write_json, write_with
 from paretune.model.layers import weight_of
-from paretune.model.load import load_config, load_model, load_shape, load_tokenizer
+from paretune.model.load import (
+    generation_file,
+    load_config,
+    load_model,
+    load_shape,
+    load_tokenizer,
+)
 from paretune.model.quantised import round_matrices
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
@@ -111,13 +117,36 @@ def peft_differs(folder: Path, base: Base) -> str | None:
 
 
 def save_full(folder: Path, tensors: Mapping[str, torch.Tensor], base: Base) -> None:
-    """Write one arm as a Hugging Face model folder (float32), tokenizer included."""
-    state = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    """Write one arm as a Hugging Face model folder (float32), without a tokenizer.
+
+    Args:
+        tensors: its parameters. What the base's folder holds beside these is added from there:
+            other values, and how it ends and draws what it writes.
+    """
+    whole = {**_buffers(base), **tensors}
+    state = {name: value.detach().cpu().contiguous() for name, value in whole.items()}
     folder.mkdir(parents=True, exist_ok=True)
     config = load_config(base)
     config.dtype = torch.float32
     write_json(folder / "config.json", _without_paths(json.loads(config.to_json_string())))
     write_with(folder / MODEL, lambda path: save_file(state, path, {"format": "pt"}))
+    generation = generation_file(base)
+    if generation is not None:
+        write_bytes(folder / generation.name, generation.read_bytes())
+
+
+def _buffers(base: Base) -> dict[str, torch.Tensor]:
+    """Values of a base that are no parameters and are stored all the same.
+
+    Such as the corrections by which some routers choose among experts; most models have none.
+    """
+    shape = load_shape(base)
+    parameters = dict(shape.named_parameters(remove_duplicate=False))
+    names = shape.state_dict().keys() - parameters.keys()
+    if not names:
+        return {}
+    stored = load_model(base, torch.device("cpu")).state_dict()
+    return {name: stored[name] for name in sorted(names)}
 
 
 def load_tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from paretune.errors import UserError
@@ -54,6 +55,15 @@ def end_of_text(base: Base) -> frozenset[int]:
         settings = load_config(base)
     ends = settings.eos_token_id
     return frozenset([ends] if isinstance(ends, int) else ends or ())
+
+
+def generation_file(base: Base) -> Path | None:
+    """The base's generation_config.json: how it ends and draws what it writes; None without one."""
+    try:
+        found = cached_file(location(base), GENERATION_CONFIG_NAME, revision=base.revision)
+    except OSError:
+        return None
+    return None if found is None else Path(found)
 
 
 def load_shape(base: Base) -> torch.nn.Module:

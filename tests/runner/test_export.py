@@ -88,6 +88,9 @@ def test_merged_model_loads_in_transformers_and_gives_the_arms_logits(
     assert_same(model(ids()).logits, ours)
     tokenizer = AutoTokenizer.from_pretrained(to)
     assert tokenizer.decode(tokenizer("def main():")["input_ids"]) == "def main():"
+    base = Path(location(Ledger.open(done).study().config.base))
+    settings = "generation_config.json"
+    assert (to / settings).read_bytes() == (base / settings).read_bytes()
 
 
 @torch.no_grad()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from paretune.analyse.matched import Matched
+from paretune.analyse.matched import Matched, matched_difference
+from paretune.analyse.points import measured
 from paretune.report.findings import Findings
 from paretune.report.style import interval, number, seconds, tokens
 from paretune.report.words import IN_SHORT, method_words, sentence, unit_words
+from paretune.study.config import DRIFT
 
 SHOWN = 6  # arms named in a sentence before "and N more"
 SURE = 0.95
@@ -39,7 +41,7 @@ def answer(findings: Findings) -> Answer:
         group = findings.groups[findings.points[findings.main].points[0][0]]
         headline = f"Only {method_words(group)} has scores, so no methods are compared."
         return Answer(headline, [*_frontier(findings), *study])
-    headline, sure = _headline(findings, pairs[0])
+    headline, sure = _headline(findings, pairs[0], findings.learning)
     return Answer(headline, [*sure, *_frontier(findings), *_in_short(findings), *study])
 
 
@@ -51,7 +53,9 @@ def measure(findings: Findings, metric: str) -> str:
     return f"of {words}" if unit in words else f"{unit} of {words}"
 
 
-def _headline(findings: Findings, pair: Matched) -> tuple[str, list[tuple[str, str]]]:
+def _headline(
+    findings: Findings, pair: Matched, learning: str
+) -> tuple[str, list[tuple[str, str]]]:
     a, b = method_words(pair.a), method_words(pair.b)
     difference = pair.difference
     if difference.value is None or pair.level is None:
@@ -60,14 +64,17 @@ def _headline(findings: Findings, pair: Matched) -> tuple[str, list[tuple[str, s
     if pair.level <= 0:
         learned = findings.frontiers[findings.main]["learning"].max()
         who = "no arm" if learned <= 0 else "at least one of them never"
-        reason = f"{who} learned anything by {findings.words(findings.learning)}"
+        reason = f"{who} learned anything by {findings.words(learning)}"
+        if other := _by_another(findings, pair):
+            found, facts = other
+            return f"{found.removesuffix('.')} ({reason}).", facts
         return f"{sentence(a)} and {b} cannot be compared at equal learning: {reason}.", []
     assert pair.forgetting_a is not None
     assert pair.forgetting_b is not None
     forgot = measure(findings, findings.main)
     amounts = [number(pair.forgetting_a, 3), number(pair.forgetting_b, 3)]
     level = (
-        f"Better than the base by {number(pair.level, 3)} {measure(findings, findings.learning)}, "
+        f"Better than the base by {number(pair.level, 3)} {measure(findings, learning)}, "
         "the most that both reached."
     )
     equal = ("Equal learning", level)
@@ -100,6 +107,20 @@ def _headline(findings: Findings, pair: Matched) -> tuple[str, list[tuple[str, s
     return headline, [equal, ("How sure", sure)]
 
 
+def _by_another(findings: Findings, pair: Matched) -> tuple[str, list[tuple[str, str]]] | None:
+    """The headline by the first other metric of learning by which both methods learned."""
+    record = findings.record
+    for metric in record.config.learning_metrics():
+        if metric == findings.learning or metric.partition("/")[2] in DRIFT:
+            continue
+        points = measured(record, learning=metric, forgetting=findings.main)
+        found = matched_difference(record, pair.a, pair.b, points=points)
+        if found.difference.value is not None and found.level is not None and found.level > 0:
+            headline, sure = _headline(findings, found, metric)
+            return headline.replace("equal learning", f"equal {findings.words(metric)}", 1), sure
+    return None
+
+
 def _in_short(findings: Findings) -> list[tuple[str, str]]:
     """What the units of both axes mean; nothing where they speak for themselves."""
     units = dict.fromkeys(findings.unit(metric) for metric in (findings.main, findings.learning))
@@ -126,7 +147,8 @@ def _frontier(findings: Findings) -> list[tuple[str, str]]:
     return [
         (
             "Frontier",
-            f"{len(kept)} of {len(frame)} points (an arm at a budget) are on the frontier{sure}. "
+            f"{len(kept)} of {len(frame)} points (an arm at a budget) "
+            f"{'is' if len(kept) == 1 else 'are'} on the frontier{sure}. "
             f"From most learning to least: {shown}.",
         ),
         (

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from synthetic_study import METRICS, config, items_frame, pocket_arms, record_of, study
 
 from paretune.report.answer import answer
@@ -286,6 +287,32 @@ def test_methods_out_of_reach_are_not_compared() -> None:
     arms = [ArmConfig(method="full", learning_rate=5e-2), pocket_arms()[2]]
     text = words_of(study(arms=arms, metrics=TWO))
     assert "cannot be compared at equal learning: lora r4 reached" in text
+
+
+def test_where_no_answer_was_exact_another_metric_of_learning_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Exact match is the first metric of an instruction study, and may stay at 0."""
+    arms = [ArmConfig(method="full", learning_rate=1e-3), pocket_arms()[2]]
+    exact, bits, kl = "target/exact_match", "target/bits_per_byte", "self_probe/kl"
+    monkeypatch.setitem(METRICS, exact, ("target", "accuracy", True))
+    items = {("base", 0, m): items_frame(np.zeros(50)) for m in (exact, bits, kl)}
+    noise = np.random.default_rng(0).normal(0, 0.02, 50)
+    for arm, forgot in zip(arms, (0.2, 0.6), strict=True):
+        for count, amount in ((10, 0.5), (20, 1.0)):
+            items[arm.id, count, exact] = items_frame(np.zeros(50))
+            items[arm.id, count, bits] = items_frame(-amount + noise)
+            items[arm.id, count, kl] = items_frame(amount * forgot + noise)
+    record = record_of(arms, items, [10, 20])
+    target = record.config.target.model_copy(update={"metrics": ("bits_per_byte", "exact_match")})
+    record.config = record.config.model_copy(update={"target": target, "regime": "ift"})
+    found = answer(Findings.of(record))
+    assert found.headline.startswith(
+        "At equal bits per byte on held-out target answers, full finetuning forgot less than LoRA"
+    )
+    assert found.headline.endswith(
+        "(no arm learned anything by exact answers to held-out target prompts)."
+    )
 
 
 def test_an_open_question_is_called_open() -> None:

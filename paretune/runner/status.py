@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paretune.errors import Damaged
+from paretune.runner.leases import Leases
 from paretune.runner.ledger import Ledger
 
 
@@ -14,7 +15,7 @@ class ArmStatus:
     """Where one arm stands.
 
     Attributes:
-        state: planned, running, done or diverged.
+        state: planned, running, stopped (begun, and no process works on it now), done or diverged.
         tokens: training tokens up to its last saved state.
         scored: budgets (in tokens) that have scores.
         reason: why it diverged, with the step.
@@ -36,6 +37,7 @@ def status(folder: Path | str) -> list[ArmStatus]:
     """
     ledger = Ledger.open(Path(folder))
     arms = ledger.arms()
+    leases = Leases(ledger.folder)
     order = [arm_id for group in ledger.cohorts() for arm_id in group]
     found = []
     for arm_id in [*order, *(other for other in arms if other not in order)]:
@@ -43,13 +45,13 @@ def status(folder: Path | str) -> list[ArmStatus]:
             path = ledger.arm_folder(arm_id) / "arm.json"
             raise Damaged(path, f"{path}: gone; `paretune run` with the study file makes it anew")
         state = ledger.status(arm_id)
-        reason = None
-        if state["state"] == "diverged":
+        reason, now = None, state["state"]
+        if now == "diverged":
             reason = f"step {state['diverged_at']}: {state['reason']}"
+        if now == "running" and leases.holder(arm_id) is None:
+            now = "stopped"
         scored = sorted({row["tokens"] for row in ledger.scores(arm_id)})
         found.append(
-            ArmStatus(
-                arm_id, arms[arm_id].label, state["state"], state["tokens"], tuple(scored), reason
-            )
+            ArmStatus(arm_id, arms[arm_id].label, now, state["tokens"], tuple(scored), reason)
         )
     return found

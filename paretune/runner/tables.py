@@ -89,8 +89,12 @@ def status_table(arms: Sequence[ArmStatus]) -> str:
     ]
     counts = Counter(arm.state for arm in arms)
     summary = ", ".join(
-        f"{counts[s]} {s}" for s in ("done", "running", "diverged", "planned") if counts[s]
+        f"{counts[s]} {s}"
+        for s in ("done", "running", "stopped", "diverged", "planned")
+        if counts[s]
     )
+    if counts["stopped"]:
+        summary += "; the same `paretune run` goes on from there"
     lines = columns(("arm", "state", "tokens", "scored at", ""), rows)
     return "\n".join([*lines, f"{len(arms)} arms: {summary}"])
 

@@ -69,16 +69,19 @@ def look(folder: Path | str) -> list[ArmView]:
         done = len(rows) / steps if steps else 0.0
         rate = len(rows) * per_step / status["seconds"] if status["seconds"] and rows else None
         ended = status["state"] in ("done", "diverged")
-        left = None
-        if steps and rate and not ended:
-            left = max(0, steps - len(rows)) * per_step / rate
         holder = None if ended else leases.holder(arm_id)
+        state = status["state"]
+        if state == "running" and holder is None:
+            state = "stopped"
+        left = None
+        if steps and rate and state == "running":
+            left = max(0, steps - len(rows)) * per_step / rate
         views.append(
             ArmView(
                 arm=arm_id,
                 label=arms[arm_id].label,
-                state=status["state"],
-                share=1.0 if status["state"] == "done" else min(1.0, done),
+                state=state,
+                share=1.0 if state == "done" else min(1.0, done),
                 loss=sum(losses[-10:]) / len(losses[-10:]) if losses else None,
                 losses=losses,
                 rate=rate,
@@ -103,42 +106,56 @@ def watch(folder: Path, *, every: float = 2.0, once: bool = False) -> None:
 
     console = Console()
     if once:
-        console.print(picture(folder, look(folder)))
+        console.print(picture(folder, look(folder), console.width))
         return
-    with Live(picture(folder, look(folder)), console=console, auto_refresh=False) as live:
+    first = picture(folder, look(folder), console.width)
+    with Live(first, console=console, auto_refresh=False) as live:
         while True:
             views = look(folder)
-            live.update(picture(folder, views), refresh=True)
+            live.update(picture(folder, views, console.width), refresh=True)
             if views and all(view.state in ("done", "diverged") for view in views):
                 return
             time.sleep(every)
 
 
-def picture(folder: Path, views: list[ArmView]) -> RenderableType:
-    """The table that :func:`watch` shows."""
+def picture(folder: Path, views: list[ArmView], width: int = 120) -> RenderableType:
+    """The table that :func:`watch` shows.
+
+    Args:
+        width: columns of the terminal; a narrow one gets fewer columns of the table, but whole.
+    """
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
+    # Title, what it holds, and its width; the last of _SPARED is the first to go
+    columns: dict[str, tuple[str, list[RenderableType], int]] = {
+        "arm": _texts("arm", [view.label for view in views]),
+        "state": (
+            "state",
+            [Text(view.state, style=_STYLES.get(view.state, "")) for view in views],
+            max((len(view.state) for view in views), default=5),
+        ),
+        "share": _texts("trained", [f"{view.share:4.0%}" for view in views]),
+        "bar": ("", [ProgressBar(1.0, view.share, width=16) for view in views], 16),
+        "loss": _texts("loss", ["" if v.loss is None else f"{v.loss:.3f}" for v in views]),
+        "curve": _texts("", [sparkline(view.losses, 16) for view in views]),
+        "rate": _texts("tok/s", ["" if v.rate is None else f"{v.rate:,.0f}" for v in views]),
+        "left": _texts("left", ["" if v.left is None else duration(v.left) for v in views]),
+        "memory": _texts("memory", ["" if v.memory is None else size(v.memory) for v in views]),
+        "scored": _texts("scored", [str(len(view.scored)) for view in views]),
+        "on": _texts("on", [view.worker for view in views]),
+    }
+    for spared in reversed(_SPARED):
+        if sum(max(wide, len(title)) + 1 for title, _, wide in columns.values()) <= width:
+            break
+        del columns[spared]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("arm", "state", "trained", "", "loss", "", "tok/s", "left", "memory", "scored"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("on", no_wrap=True)
-    for view in views:
-        table.add_row(
-            Text(view.label),
-            Text(view.state, style=_STYLES.get(view.state, "")),
-            f"{view.share:4.0%}",
-            ProgressBar(total=1.0, completed=view.share, width=16),
-            "" if view.loss is None else f"{view.loss:.3f}",
-            sparkline(view.losses, 16),
-            "" if view.rate is None else f"{view.rate:,.0f}",
-            "" if view.left is None else duration(view.left),
-            "" if view.memory is None else size(view.memory),
-            str(len(view.scored)),
-            Text(view.worker),
-        )
+    for title, _, _ in columns.values():
+        table.add_column(title, no_wrap=True)
+    for cells in zip(*(cells for _, cells, _ in columns.values()), strict=True):
+        table.add_row(*cells)
     done = sum(view.state in ("done", "diverged") for view in views)
     # Arms of a cohort advance together, so the longest says when training ends
     left = max((view.left for view in views if view.left is not None), default=None)
@@ -161,7 +178,21 @@ def sparkline(values: tuple[float, ...], width: int) -> str:
     return "".join(marks[round((mean - low) * scale)] for mean in means)
 
 
-_STYLES = {"done": "green", "running": "cyan", "diverged": "red", "planned": "dim"}
+_STYLES = {
+    "done": "green",
+    "running": "cyan",
+    "stopped": "yellow",
+    "diverged": "red",
+    "planned": "dim",
+}
+# What a narrow terminal does without, from what is missed most to what is missed least
+_SPARED = ("loss", "share", "left", "rate", "scored", "curve", "bar", "memory", "on")
+
+
+def _texts(title: str, texts: list[str]) -> tuple[str, list[RenderableType], int]:
+    from rich.text import Text
+
+    return title, [Text(text) for text in texts], max(map(len, texts), default=0)
 
 
 def _status(ledger: Ledger, arm_id: str) -> dict[str, Any]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,10 +19,13 @@ from typing import Any
 import pytest
 from runner_helpers import small_study, study_text
 
+from paretune.runner.leases import Leases
 from paretune.runner.ledger import Ledger
 from paretune.runner.run import run
+from paretune.runner.status import status
+from paretune.runner.tables import status_table
 from paretune.runner.track import track
-from paretune.runner.watch import look, sparkline
+from paretune.runner.watch import look, picture, sparkline
 
 RUNNING = re.compile(r"lora r4 lr 0.005\s+running\s+\d+%")
 ARMS = "\n  - {method: lora, rank: [2, 4], learning_rate: 5e-3}\n"
@@ -47,10 +52,40 @@ def test_what_is_seen_of_a_finished_study(done: Path) -> None:
         assert (view.left, view.worker) == (None, "")
 
 
+def test_what_has_begun_and_is_held_by_no_process_is_stopped(done: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(done, tmp_path / "out"))
+    ledger = Ledger(folder)
+    ledger.set_status(next(iter(ledger.arms())), state="running")
+    assert sorted(view.state for view in look(folder)) == ["done", "stopped"]
+    assert all(view.left is None or view.state == "running" for view in look(folder))
+    assert status_table(status(folder)).endswith(
+        "2 arms: 1 done, 1 stopped; the same `paretune run` goes on from there"
+    )
+    with Leases(folder) as leases:
+        assert leases.take(ledger.arms())
+        assert sorted(arm.state for arm in status(folder)) == ["done", "running"]
+
+
 def test_sparkline() -> None:
     assert sparkline((3.0, 2.0, 1.0, 0.0), 4) == "█▆▃▁"
     assert sparkline((1.0, 1.0), 8) == "▁▁"
     assert sparkline((), 8) == ""
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_a_narrow_terminal_gets_fewer_columns_but_whole(done: Path, width: int) -> None:
+    from rich.console import Console
+
+    console = Console(width=width, file=StringIO())
+    console.print(picture(done, look(done), width))
+    lines = console.file.getvalue().splitlines()[1:]
+    assert "…" not in "".join(lines)
+    assert [line.split()[:5] for line in lines[1:3]] == [
+        ["lora", "r2", "lr", "0.005", "done"],
+        ["lora", "r4", "lr", "0.005", "done"],
+    ]
+    assert lines[0].split()[:2] == ["arm", "state"]
+    assert ("memory" in lines[0]) == (width == 200)
 
 
 @pytest.mark.slow

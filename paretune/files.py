@@ -176,7 +176,7 @@ def _opened(path: Path) -> io.BufferedReader:
 
 
 def _is_folder(path: Path) -> Damaged:
-    return Damaged(path, f"{path}: a folder, where a file should be; remove it")
+    return Damaged(path, f"{path}: a folder, where a file should be; give another place")
 
 
 def _text_of(path: Path) -> str:

@@ -142,6 +142,20 @@ def test_an_interrupted_run_says_how_to_go_on(folder: Path) -> None:
     assert errors == "interrupted; the same command goes on from there\n"
 
 
+def test_a_typo_is_answered_before_anything_heavy_is_read(folder: Path) -> None:
+    (folder / "typo.yaml").write_text(STUDY.replace("heldout", "x").replace("items", "itemz"))
+    code = (
+        "import sys; from paretune.cli import main; sys.argv = ['paretune', 'plan', 'typo.yaml']\n"
+        "try:\n    main()\nfinally:\n    print({'torch', 'transformers'} & set(sys.modules))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert "unknown key; did you mean items?" in result.stderr
+    assert result.stdout == "set()\n"
+
+
 def test_a_place_that_cannot_be_is_named(folder: Path) -> None:
     below = paretune("init", "pocket-cpt", "--out", "rows.jsonl/x.yaml", cwd=folder)
     assert below.returncode == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import sys
@@ -46,10 +47,13 @@ def init(
 @app.command()
 def plan(study: StudyFile, device: DeviceOption = None) -> None:
     """Check a study file and say what the study will take; nothing is trained."""
+    from paretune.study.yamlfile import load_study
+
+    read = load_study(study)  # before the heavy imports: a typo is answered at once
     from paretune.runner.planner import plan as make
     from paretune.runner.tables import plan_table
 
-    _print(plan_table(make(study, device=device)))
+    _print(plan_table(make(read, device=device)))
 
 
 @app.command()
@@ -173,6 +177,10 @@ def main() -> None:
     # Threads that wait by spinning starve each other when the cores are shared with other work:
     # on two busy cores training went nine times faster with threads that sleep
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # What is wrong is in our own message: not each retry of the hub, nor that a kernel for some
+    # processors is not installed
+    for name in ("huggingface_hub.utils._http", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     # Progress bars of libraries would break ours
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

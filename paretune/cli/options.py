@@ -14,7 +14,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-OutOption = Annotated[Path | None, typer.Option("--out", help="The study's folder.")]
+OutOption = Annotated[Path | None, typer.Option("--out", help="The study's folder; studies/NAME.")]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1; a GPU if there is one.")
 ]

@@ -82,7 +82,7 @@ def status(folder: StudyFolder) -> None:
 @app.command()
 def watch(
     folder: StudyFolder,
-    every: Annotated[float, typer.Option("--every", help="Seconds between looks.")] = 2.0,
+    every: Annotated[float, typer.Option("--every", min=0.1, help="Seconds between looks.")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Show it once.")] = False,
 ) -> None:
     """Watch a study while it runs: arms, losses, throughput, time left, memory."""
@@ -104,7 +104,7 @@ def track(
     follow: Annotated[
         bool, typer.Option("--follow", help="Send while the study runs, until it has ended.")
     ] = False,
-    every: Annotated[float, typer.Option("--every", help="Seconds between looks.")] = 10.0,
+    every: Annotated[float, typer.Option("--every", min=0.1, help="Seconds between looks.")] = 10.0,
 ) -> None:
     """Send a study's curves and scores to a tracker with the W&B API."""
     from paretune.runner.track import track as send

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from paretune.cli.options import DeviceOption, app
+from paretune.errors import UserError
 
 TasksOption = Annotated[
     str, typer.Option("--tasks", help="Names of the lm-evaluation-harness, with commas.")
@@ -41,6 +42,8 @@ def score(
     from paretune.runner.score import asked_for, score_model, score_rows, score_table
 
     asked = asked_for("", tasks, mirror, limit, num_fewshot, max_gen_toks, sandbox)
+    if out is not None and out.is_dir():
+        raise UserError(f"{out}: a folder; give a file with --out, such as {out / 'scores.json'}")
     results = score_model(model, asked, adapter=adapter, device=device)
     if out is not None:
         from paretune.files import write_json

@@ -76,10 +76,16 @@ class Build:
             heldout = {"source": dump(share), **self._about(own, own_counts)}
             heldout |= self._write_sample(sample, store.HELDOUT, own_counts)
             training = counts.keep(source.rows(_everything))
-        return heldout, self._train(source, counts, training, Copies.of(sample.read))
+        kept = heldout["kept"]
+        return heldout, self._train(source, counts, training, Copies.of(sample.read), kept)
 
     def _train(
-        self, source: Source, counts: RowCounts, training: Iterable[Row], copies: Copies
+        self,
+        source: Source,
+        counts: RowCounts,
+        training: Iterable[Row],
+        copies: Copies,
+        kept: int,
     ) -> dict[str, Any]:
         digest = hashlib.sha256()
         read = {"rows_read": 0, "bytes_read": 0}
@@ -117,14 +123,19 @@ class Build:
         about = self._about(source, counts)
         batch = self.config.training.batch_size
         if packed["blocks"] < batch:
+            copies_of = counts.dropped.total()
+            without = f" ({copies_of:,} rows that copy held-out ones left out)" if copies_of else ""
             raise UserError(
                 f"target.data: the training data fill {packed['blocks']} blocks of {self.length} "
-                f"tokens, and a batch takes {batch}. Give more data, or lower training.batch_size "
-                "or training.block_length"
+                f"tokens{without}, and a batch takes {batch}. Give more data, or lower "
+                "training.batch_size or training.block_length"
             )
+        kind, scored = "documents", ""
+        if self.pairs:
+            kind, scored = "pairs", f"; {min(kept, self.config.target.items):,} held out to score"
         self.note(
-            f"target.data: {read['rows_read']} {'pairs' if self.pairs else 'documents'} read, "
-            f"{packed['blocks']} blocks of {self.length} tokens"
+            f"target.data: {read['rows_read']:,} {kind} to train on, {packed['blocks']:,} blocks "
+            f"of {self.length} tokens{scored}"
         )
         return {
             "source": dump(self.config.target.data),

@@ -58,11 +58,15 @@ def cloze_items(
     continuation: int = 16,
     count: int,
     seed: int,
+    where: str = "cloze",
 ) -> list[ClozeItem]:
     """At most ``count`` questions, sorted by group and id; no two share a token of their text.
 
     The wrong options are stretches of equal length from elsewhere in the same document, or from
     the same group or any document where that is too short. None overlaps the question's own text.
+
+    Args:
+        where: the key of the study file, for messages.
 
     Raises:
         UserError: the documents are too short for a single question.
@@ -79,9 +83,9 @@ def cloze_items(
             items.append(item)
     if not items:
         raise UserError(
-            f"cloze: the held-out texts are too short: a question takes {context + continuation} "
-            "tokens of one document and three other stretches. Give longer documents, or leave "
-            "out the metric cloze"
+            f"{where}: the texts are too short for cloze: a question takes "
+            f"{context + continuation} tokens of one document and three other stretches. Give "
+            "longer documents, or leave out the metric cloze"
         )
     return sorted(items, key=lambda item: (item.group, item.id))
 

@@ -96,8 +96,9 @@ class Suite:
                 )
                 _some(windows_of[name], name, "windows")
             if "cloze" in metrics:
-                cloze_of[name] = cloze_items(documents, tokenizer, count=count, seed=ITEM_SEED)
-                _some(cloze_of[name], name, "cloze questions")
+                cloze_of[name] = cloze_items(
+                    documents, tokenizer, count=count, seed=ITEM_SEED, where=_key(name)
+                )
         return cls(
             config,
             tokenizer,
@@ -205,7 +206,10 @@ def benchmarks_of(config: StudyConfig, tokenizer: Any, folder: Path) -> Benchmar
     return found
 
 
+def _key(name: str) -> str:
+    return "target.heldout" if name == "target" else f"source.texts.{name}"
+
+
 def _some(items: Sequence[object], name: str, what: str) -> None:
     if not items:
-        where = "target.heldout" if name == "target" else f"source text {name}"
-        raise UserError(f"{where}: its rows give no {what} to score; give more or longer text")
+        raise UserError(f"{_key(name)}: its rows give no {what} to score; give more or longer text")

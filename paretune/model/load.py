@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 from transformers.utils.logging import disable_progress_bar
 
-from paretune.errors import UserError
+from paretune.data.network import UNREACHED, answered_at_once
+from paretune.errors import UserError, first_line
+from paretune.model import base_folder
 from paretune.model.attention_dropout import check_attention_dropout
 from paretune.study.config import Base
-
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 
 
 def location(base: Base) -> str:
@@ -101,38 +103,38 @@ def load_model(
 
 def _load(loader: Any, base: Base, **settings: Any) -> Any:
     disable_progress_bar()
+    place, unreached = location(base), False
     try:
-        return loader.from_pretrained(
-            location(base),
-            revision=base.revision,
+        with nullcontext(False) if Path(place).exists() else answered_at_once() as unreached:
+            return loader.from_pretrained(
+                place,
+                revision=base.revision,
+                trust_remote_code=base.trust_remote_code,
+                **settings,
+            )
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        known = base_folder.reason(
+            Path(place),
+            tokenizer=loader is AutoTokenizer,
             trust_remote_code=base.trust_remote_code,
-            **settings,
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        lines = str(error).strip().splitlines()
-        reason = _refused(base) or (lines[0] if lines else type(error).__name__)
-        raise UserError(
-            f"base: {base.name} cannot be loaded ({reason}); "
-            "give a folder with a Hugging Face causal LM in safetensors format, a name on the hub, "
-            "or pocket"
-        ) from error
+        known = known or (UNREACHED if unreached else first_line(error))
+        raise _unloadable(base, known) from error
 
 
-def _refused(base: Base) -> str | None:
-    """Why a folder's content is not loaded although it could be: it would run code."""
+def check_weights(base: Base) -> None:
+    """Look at a local base's weights without reading them.
+
+    Raises:
+        UserError: there are none, or a file is cut short.
+    """
     folder = Path(location(base))
-    if not folder.is_dir():
-        return None
-    pickles = [path.name for kind in PICKLES for path in sorted(folder.glob(kind))]
-    if pickles and not any(folder.glob("*.safetensors")):
-        return (
-            f"{pickles[0]} is a pickle, which can run any code when it is read, and is not read; "
-            "where you trust it, load it elsewhere and save it with save_pretrained"
-        )
-    config = folder / "config.json"
-    if not base.trust_remote_code and config.is_file() and '"auto_map"' in config.read_text():
-        return (
-            "it brings Python code of its own, which is not run unless the study says so; "
-            "read that code, then set base: {name: .., trust_remote_code: true}"
-        )
-    return None
+    if folder.is_dir() and (lacking := base_folder.without_weights(folder)):
+        raise _unloadable(base, lacking)
+
+
+def _unloadable(base: Base, reason: str) -> UserError:
+    return UserError(
+        f"base: {base.name} cannot be loaded ({reason}); give a folder with a Hugging Face causal "
+        "LM in safetensors format, a name on the hub, or pocket"
+    )

@@ -49,15 +49,13 @@ def _plan(study: Study, device: str | None) -> StudyPlan:
     config = study.config
     trained = check_arms(study)
     notes: list[str] = []
+    tokenizer = load_tokenizer(config.base)
     with TemporaryDirectory() as folder:
-        prepared: Prepared = prepare(
-            config, load_tokenizer(config.base), Path(folder) / "data", note=notes.append
-        )
-        if config.target.tasks or config.source.tasks:
-            # Loaded to find what is wrong with them now, not when the base is scored
-            from paretune.evaluate.suite import benchmarks_of
+        prepared: Prepared = prepare(config, tokenizer, Path(folder) / "data", note=notes.append)
+        # Built to find what is wrong with texts and tasks now, not when the base is scored
+        from paretune.evaluate.suite import Suite
 
-            benchmarks_of(config, load_tokenizer(config.base), Path(folder))
+        Suite.build(config, tokenizer, prepared, Path(folder))
         steps = check_budgets(config, prepared.blocks)
         count = prepared.blocks.count
         del prepared

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,14 +81,20 @@ def asked_for(
 
 def benchmarks(base: Base, asked: Asked) -> Benchmarks:
     """The tasks, ready for any checkpoint of this base."""
-    return Benchmarks(
-        {side: [_task(name, asked) for name in names] for side, names in asked.tasks.items()},
-        asked.mirror,
-        load_tokenizer(base),
-        load_config(base),
-        end_of_text(base),
-        asked.sandbox,
-    )
+    try:
+        return Benchmarks(
+            {side: [_task(name, asked) for name in names] for side, names in asked.tasks.items()},
+            asked.mirror,
+            load_tokenizer(base),
+            load_config(base),
+            end_of_text(base),
+            asked.sandbox,
+        )
+    except UserError as error:
+        # The places of a study file, as options of the command line
+        text = re.sub(r"^source\.tasks\[\d+\]: ", "--tasks: ", str(error))
+        text = re.sub(r"^target\.tasks\[\d+\]: ", "--learning: ", text)
+        raise type(error)(re.sub(r"^mirror\.", "--mirror ", text)) from error
 
 
 def score_model(
@@ -98,6 +105,8 @@ def score_model(
     Raises:
         UserError: a model, adapter, task or data set that cannot be read.
     """
+    if adapter is not None and not (adapter / "adapter_config.json").is_file():
+        raise UserError(f"{adapter}: no PEFT adapter here (adapter_config.json is missing)")
     built = benchmarks(Base(name=model), asked)
     return scored(load_checkpoint(model, adapter, choose(device)), built)
 

@@ -45,8 +45,9 @@ def track(
     try:
         tracker: Any = import_module(module)
     except ImportError:
+        wanted = "'paretune[track]'" if module == "wandb" else module
         raise UserError(
-            f"paretune track needs the package {module}: pip install 'paretune[track]'"
+            f"paretune track needs the package {module}: pip install {wanted}"
         ) from None
     ledger = Ledger.open(Path(folder))
     sent: dict[str, _Sent] = {}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from paretune.errors import UserError
+from paretune.data.network import UNREACHED, answered_at_once
+from paretune.errors import UserError, first_line
 from paretune.model.layers import linear_layers
 from paretune.model.load import load_shape, location
 from paretune.runner.ledger import Ledger
@@ -112,10 +113,12 @@ def folder_of(text: str, revision: str | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = ["*.safetensors", "*.json"]
+    unreached = False
     try:
-        return Path(snapshot_download(text, revision=revision, allow_patterns=patterns))
+        with answered_at_once() as unreached:
+            return Path(snapshot_download(text, revision=revision, allow_patterns=patterns))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = UNREACHED if unreached else first_line(error)
         raise UserError(
             f"{text}: neither a folder nor a model on the hub that can be read ({reason})"
         ) from error

@@ -16,7 +16,7 @@ from paretune.model.arm_axis import refuse_reason
 from paretune.model.attention_dropout import check_attention_dropout
 from paretune.model.biases import trained_biases
 from paretune.model.layers import check_rank, linear_layers, select
-from paretune.model.load import load_shape, load_tokenizer
+from paretune.model.load import check_weights, load_shape, load_tokenizer
 from paretune.model.shape import model_shape
 from paretune.runner.ledger import Ledger
 from paretune.study.arms import ArmConfig
@@ -108,11 +108,13 @@ def check_arms(study: Study, arms: Sequence[ArmConfig] | None = None) -> dict[st
         arms: all arms of the study by default.
 
     Raises:
-        UserError: targets, biases or attention dropout that the base does not have, or a rank
-            larger than a matrix.
+        UserError: targets, biases or attention dropout that the base does not have, a rank larger
+            than a matrix, rows longer than the base's context, or no weights that can be read.
     """
     with study.places.named():
+        check_weights(study.config.base)
         model = load_shape(study.config.base)
+        _check_lengths(study.config, model)
         layers = linear_layers(model)
         everything = sum(parameter.numel() for parameter in model.parameters())
         trained = {}
@@ -135,6 +137,20 @@ def check_arms(study: Study, arms: Sequence[ArmConfig] | None = None) -> dict[st
             shapes = trained_shapes(arm, (layers[name] for name in names), biases)
             trained[arm.id] = sum(math.prod(shape) for shape in shapes.values())
         return trained
+
+
+def _check_lengths(config: StudyConfig, model: torch.nn.Module) -> None:
+    """Nothing a study feeds its base is longer than the base was made for."""
+    most = getattr(model.config, "max_position_embeddings", None)
+    asked = [("training.block_length", config.training.block_length)]
+    if config.source.self_probe is not None:
+        asked.append(("source.self_probe.tokens", config.source.self_probe.tokens))
+    for key, length in asked:
+        if isinstance(most, int) and length > most:
+            raise UserError(
+                f"{key}: {length} tokens are more than the base reads at once; use at most {most} "
+                "(max_position_embeddings in its config.json)"
+            )
 
 
 def unreached_by_lora(config: StudyConfig) -> str | None:

@@ -26,6 +26,7 @@ from paretune.study.mistakes import Mistake, MistakesError
 from paretune.study.places import Places
 from paretune.study.quantity import EXAMPLES, Quantity
 from paretune.study.samples import Samples
+from paretune.study.share import Share
 from paretune.study.sources import DataConfig
 from paretune.study.strict import Strict
 from paretune.study.tasks import FORGETTING_SCORE, FORGETTING_TASKS, TaskField
@@ -36,34 +37,6 @@ QuantityField = Annotated[
     PlainSerializer(str, return_type=str),
     WithJsonSchema({"type": ["string", "number"], "description": EXAMPLES}),
 ]
-
-
-def _share(value: Any) -> float:
-    if isinstance(value, str) and value.strip().endswith("%"):
-        try:
-            value = float(value.strip()[:-1]) / 100
-        except ValueError:
-            raise ValueError(f"'{value}' is not a share: write it as 5%") from None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"'{value}' is not a share: write it as 5%")
-    if not 0 < value < 1:
-        raise ValueError("a share must lie between 0% and 100%")
-    return float(value)
-
-
-def _percent(share: float) -> str | float:
-    """A share as people write it, or as a number where that would round it."""
-    text = f"{share * 100:g}%"
-    return text if _share(text) == share else share
-
-
-Share = Annotated[
-    float,
-    BeforeValidator(_share),
-    PlainSerializer(_percent, return_type=str | float),
-    WithJsonSchema({"type": ["string", "number"], "description": "a share such as 5%"}),
-]
-
 
 Heldout = Annotated[
     Annotated[Share, Tag("a share")] | Annotated[DataConfig, Tag("data of its own")],

@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from paretune.study.mistakes import Mistake, MistakesError
+from paretune.study.mistakes import Mistake, MistakesError, closest
 from paretune.study.strict import Strict
 
 # The metric that is usually quoted of a task; any other task has to say which one it means
@@ -85,7 +85,9 @@ class Task(Strict):
         if self.metrics:
             return self
         if self.name not in USUAL_METRICS:
-            reason = f"missing; say which metric of {self.name} counts, for example [acc]"
+            near = closest(self.name, USUAL_METRICS)
+            hint = f"; did you mean {near}?" if near else ""
+            reason = f"missing; say which metric of {self.name} counts, for example [acc]{hint}"
             raise MistakesError(Mistake(("metrics",), reason))
         # The model is frozen: this completes it, once
         object.__setattr__(self, "metrics", (USUAL_METRICS[self.name],))

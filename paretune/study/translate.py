@@ -135,8 +135,10 @@ def _mistake(
     choices = [choice for member in members for choice in _choices(member)]
     near = closest(value, choices) if isinstance(value, str) else None
     hint = f"; did you mean {near}?" if near else ""
-    if near == value:
+    if isinstance(value, str) and near == value:
         hint = f"; write [{value}]"
+    if value == "":
+        return Mistake(path, f"empty; it holds {_purpose(model, document, path)}")
     return Mistake(path, f"expected {_expected(members)}, found {found(value)}{hint}")
 
 

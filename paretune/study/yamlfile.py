@@ -99,6 +99,11 @@ def _study(text: str, name: str, folder: Path | None) -> Study:
         config = StudyConfig.model_validate(document)
     except ValidationError as error:
         mistakes += translate(error, StudyConfig, document)
+    if config is not None and config.repeat_best is not None:
+        used = {arm.seed for arm in arms}
+        if used and used <= set(config.repeat_best.seeds) and len(used) == 1:
+            reason = f"{used.pop()} is the seed of every arm already; give others"
+            mistakes.append(Mistake(("repeat_best", "seeds"), reason))
     messages = [(e.line, e.message) for e in tree.errors]
     messages += [(tree.line(m.path), str(m)) for m in mistakes]
     if messages or config is None:

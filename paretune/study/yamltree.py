@@ -222,4 +222,6 @@ def _syntax_error(error: yaml.MarkedYAMLError, text: str) -> YamlError:
             line, f"{problem.replace('found ', '')}: no &anchor of that name before it"
         )
     where = f" ({error.context})" if error.context else ""
+    if problem.endswith("but got '{'"):
+        return YamlError(line, "a '{' where none can stand: put text that holds braces in quotes")
     return YamlError(line, f"not readable as YAML: {problem}{where}")

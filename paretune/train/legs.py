@@ -70,10 +70,16 @@ def leg_schedule(
     """The schedule over a leg's steps, which count from the start of its trunk.
 
     Raises:
-        UserError: a branch would cool down before the warm-up is over.
+        UserError: a run would end, or a branch cool down, before the warm-up is over.
     """
     if mode != "cooldown":
-        return resolve(schedule, span, total=leg.total, warmup_total=leg.total)
+        resolved = resolve(schedule, span, total=leg.total, warmup_total=leg.total)
+        if resolved.warmup > leg.total:
+            raise UserError(
+                f"budgets.at: the run to step {leg.stop} ends before its warm-up of "
+                f"{resolved.warmup} steps does; shorten the schedule's warm-up"
+            )
+        return resolved
     # All branches share the trunk's warm-up, so a share is taken of the smallest budget
     resolved = resolve(schedule, span, total=leg.total, warmup_total=min(budgets))
     start = leg.total if leg.name == "trunk" else leg.start

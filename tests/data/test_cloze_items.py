@@ -99,5 +99,5 @@ def test_short_documents_take_options_from_others() -> None:
 
 
 def test_texts_too_short_for_a_question_are_a_user_error() -> None:
-    with pytest.raises(UserError, match="too short: a question takes 18 tokens"):
+    with pytest.raises(UserError, match="too short for cloze: a question takes 18 tokens"):
         build([Document("d", "d", "two words")])

@@ -107,6 +107,27 @@ LATE = [
         "line 2: base: ",
     ),
     (
+        "blocks longer than the base's context",
+        "training: {block_length: 32, batch_size: 2}",
+        "training: {block_length: 1024, batch_size: 2}",
+        "line 7: training.block_length: 1024 tokens are more than the base reads at once; use at "
+        "most 512 (max_position_embeddings in its config.json)",
+    ),
+    (
+        "a self-probe longer than the base's context",
+        "training: {block_length: 32, batch_size: 2}",
+        "source: {self_probe: {tokens: 1024}}\ntraining: {block_length: 32, batch_size: 2}",
+        "line 7: source.self_probe.tokens: 1024 tokens are more than the base reads at once; use "
+        "at most 512 (max_position_embeddings in its config.json)",
+    ),
+    (
+        "a warm-up longer than the run",
+        "budgets: {at: [10ba, 20ba]}",
+        "budgets: {at: [10ba, 20ba]}\ndefaults: {schedule: {warmup: 500ba}}",
+        "line 8: budgets.at: the run to step 20 ends before its warm-up of 500 steps does; "
+        "shorten the schedule's warm-up",
+    ),
+    (
         "less data than a batch",
         "training: {block_length: 32, batch_size: 2}",
         "training: {block_length: 512, batch_size: 999}",
@@ -126,6 +147,15 @@ def test_message(case: tuple[str, str, str, str], tmp_path: Path) -> None:
         paretune.plan(tmp_path / "study.yaml")
     shown = str(caught.value).removeprefix(f"{tmp_path / 'study.yaml'}, ")
     assert shown.startswith(message), shown
+
+
+def test_a_source_text_too_short_for_its_metric_is_found_by_the_plan(tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("A short note.")
+    write_text_rows(tmp_path / "rows.jsonl")
+    text = "{name: notes, data: {from: text, path: note.txt}, metrics: [cloze]}"
+    (tmp_path / "study.yaml").write_text(f"{GOOD}source:\n  texts:\n    - {text}\n")
+    with pytest.raises(UserError, match=r"line 16: source\.texts\.notes: the texts are too short"):
+        paretune.plan(tmp_path / "study.yaml")
 
 
 def test_the_file_itself_is_good(tmp_path: Path) -> None:

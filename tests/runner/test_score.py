@@ -134,9 +134,21 @@ def test_mistakes(mirror: list[str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="write DATASET=PATH"):
         read_mirror(["Rowan/hellaswag"])
     asked = asked_for("", "winogrande", mirror, None, None, None, "auto")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(UserError, match="no adapter that fits this model"):
         score_model("pocket", asked, adapter=tmp_path, device="cpu")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     with pytest.raises(UserError, match="not empty and no assessment"):
         assess("pocket", ["pocket"], asked, tmp_path / "other", device="cpu")
+
+
+def test_what_is_wrong_is_said_before_anything_is_scored(tmp_path: Path) -> None:
+    from paretune.cli.scoring import score as command
+
+    with pytest.raises(UserError, match=r"a folder; give a file with --out, such as .*scores.json"):
+        command("pocket", "boolq", out=tmp_path)
+    with pytest.raises(UserError, match=r"no PEFT adapter here \(adapter_config.json is missing\)"):
+        command("pocket", "boolq", adapter=tmp_path)
+    with pytest.raises(UserError, match=r"^--tasks: the harness has no task 'bolq'"):
+        command("pocket", "bolq")

@@ -254,7 +254,44 @@ MISTAKES = [
         "a share above 100%",
         "  data: {from: python-packages}",
         "  data: {from: python-packages}\n  heldout: 500%",
-        "line 6: target.heldout: a share must lie between 0% and 100%",
+        "line 6: target.heldout: a share must lie between 0% and 100%, found 500%",
+    ),
+    changed(
+        "a share without its sign",
+        "  data: {from: python-packages}",
+        "  data: {from: python-packages}\n  heldout: 5",
+        "line 6: target.heldout: a share must lie between 0% and 100%, found 5: write 5%",
+    ),
+    changed(
+        "an empty name of the base",
+        "base: pocket",
+        "base: ''",
+        "line 2: base: empty; it holds the pretrained causal LM all arms start from",
+    ),
+    changed(
+        "a key without anything after it",
+        f"arms:\n{FULL}{LORA}",
+        "arms:\n",
+        "line 10: arms: expected a list of mappings (key: value), found nothing",
+    ),
+    changed(
+        "a repeat under the seed that the arms have",
+        "arms:",
+        "repeat_best: {seeds: [0]}\narms:",
+        "line 10: repeat_best.seeds: 0 is the seed of every arm already; give others",
+    ),
+    changed(
+        "braces that are not quoted",
+        "arms:",
+        "mirror: {Rowan/hellaswag: data/{split}.jsonl}\narms:",
+        "line 10: a '{' where none can stand: put text that holds braces in quotes",
+    ),
+    changed(
+        "a task that is misspelt",
+        "  data: {from: python-packages}",
+        "  data: {from: python-packages}\n  tasks: [gsm8]",
+        "line 6: target.tasks[0].metrics: missing; say which metric of gsm8 counts, for example "
+        "[acc]; did you mean gsm8k?",
     ),
     changed(
         "a name with a space",

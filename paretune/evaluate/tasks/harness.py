@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from paretune.data.mirror import Mirror
+from paretune.data.network import UNREACHED, answered_at_once
 from paretune.errors import UserError, first_line
 from paretune.evaluate.tasks.templates import templates_compiled_once
 from paretune.study.mistakes import closest
@@ -63,17 +64,20 @@ def _load(
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_defaults=False, include_path=_folders(names))
+    unreached = False
     try:
-        loaded = manager.load([{"group": "paretune", "task": [specification]}])
+        with answered_at_once() as unreached:
+            loaded = manager.load([{"group": "paretune", "task": [specification]}])
     except UserError:
         raise
     except Exception as error:  # of the hub's client, and of whatever a task's own code does
         data = [_data(entry.cfg or {}) for entry in names.values()]
         wanted = sorted({"/".join(filter(None, each)) for each in data if each})
+        reason = UNREACHED if unreached else f"{type(error).__name__}: {first_line(error)}"
         raise UserError(
-            f"{where}: {task.name} cannot be loaded ({type(error).__name__}: {first_line(error)}); "
-            "if it is its data that is missing, give local files under mirror: "
-            f"({', '.join(wanted[:3])})"
+            f"{where}: {task.name} cannot be loaded ({reason}); if it is its data that is missing "
+            f"({', '.join(wanted[:3])}), name local files: mirror in a study file, --mirror on the "
+            "command line"
         ) from error
     return list(loaded["tasks"].values())
 

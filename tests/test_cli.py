@@ -82,8 +82,9 @@ def test_a_study_from_file_to_adapter(folder: Path) -> None:
     assert (folder / "adapter" / "adapter_model.safetensors").exists()
 
     rebuilt = paretune("report", "studies/tiny", cwd=folder)
-    answer, report = rebuilt.stdout.splitlines()
+    answer, advice, report = rebuilt.stdout.splitlines()
     assert answer.endswith(".")
+    assert advice == "which arm to take: paretune advise studies/tiny"
     assert report.startswith("report: ")
     assert answer in done.stdout.splitlines()
 

@@ -208,8 +208,7 @@ def _headline(
     bound = f" while forgetting at most {limit:g} {unit}" if limit is not None else ""
     told = f"Take {chosen.words}: it learned most{bound}"
     if limit is None:
-        told = f"{chosen.words} learned most of all; name a limit on forgetting for a choice"
-        told = told[0].upper() + told[1:]
+        told = f"Of all, {chosen.words} learned most; name a limit on forgetting for a choice"
     if not certain:
         return f"{told}, but that it stays within the limit is not sure."
     if sure == "open" and rivals:

@@ -9,6 +9,7 @@ import numpy as np
 from paretune.analyse.candidates import Candidates
 from paretune.analyse.claims.evidence import Evidence
 from paretune.analyse.curves import Curve, Forecast, Model, steady, working
+from paretune.analyse.record import BASE
 from paretune.analyse.statistics import Floats, percentile_interval
 
 SEED = 29
@@ -43,6 +44,7 @@ def ahead_of(candidates: Candidates, places: list[int]) -> list[Ahead]:
     tokens = round(budgets[-1] * budgets[-1] / budgets[-2])
     models = {axis: Model.fit(curves, axis) for axis in ("learning", "forgetting")}
     generator = np.random.default_rng(SEED)
+    most = _most_to_learn(candidates.evidence)
     found = []
     for curve in curves:
         if curve.tokens[-1] != budgets[-1]:
@@ -50,6 +52,7 @@ def ahead_of(candidates: Candidates, places: list[int]) -> list[Ahead]:
         last = by_key[curve.name][-1]
         both = {axis: model.forecast(curve, axis, tokens) for axis, model in models.items()}
         learned = _spread(candidates, both["learning"], candidates.learning[1:, last], generator)
+        learned = np.minimum(learned, most)
         forgot = _spread(candidates, both["forgetting"], candidates.forgetting[1:, last], generator)
         within = (
             None if candidates.limit is None else float((forgot[1:] <= candidates.limit).mean())
@@ -76,6 +79,18 @@ def curves_of(evidence: Evidence) -> list[Curve]:
         means = np.array([values[budgets[at]].mean(axis=0) for at in tokens])
         found.append(Curve(key, np.array(tokens, dtype=np.float64), means[:, 0], means[:, 1]))
     return found
+
+
+def _most_to_learn(evidence: Evidence) -> float:
+    """What the base leaves to be learned: to no bits at all, or to every answer right."""
+    rows = evidence.record.scores
+    rows = rows[(rows["arm"] == BASE) & (rows["metric"] == evidence.points.learning_metric)]
+    if rows.empty:
+        return np.inf
+    base = float(rows["value"].iloc[0])
+    if not rows["higher_is_better"].iloc[0]:
+        return base
+    return 1 - base if rows["unit"].iloc[0] == "accuracy" else np.inf
 
 
 def _spread(

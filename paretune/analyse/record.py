@@ -66,8 +66,29 @@ class StudyRecord:
         return named + sorted(scored - set(named))
 
     def learning_metric(self) -> str:
-        """The metric of the frontier's learning axis."""
-        return self.config.learning_metric()
+        """The metric of the frontier's learning axis.
+
+        It is the study's own choice. Where the study makes none, and a method improved on the base
+        by the usual one at no point (exact answers that never came), the next one that shows
+        learning for every method.
+        """
+        first = self.config.learning_metric()
+        if self.config.frontier.learning:
+            return first
+        axes = self.config.learning_axes()
+        return next((metric for metric in axes if self._all_learned(metric)), first)
+
+    def _all_learned(self, metric: str) -> bool:
+        """Whether some arm of each method that was scored is better than the base."""
+        rows = self.scores[self.scores["metric"] == metric]
+        base = rows.loc[rows["arm"] == BASE, "value"]
+        if base.empty:
+            return False
+        better = rows["value"] > base.iloc[0]
+        if not rows["higher_is_better"].iloc[0]:
+            better = rows["value"] < base.iloc[0]
+        methods = rows["arm"].map({arm: config.method for arm, config in self.arms.items()})
+        return bool(better.groupby(methods).any().all())
 
     def forgetting_metrics(self) -> list[str]:
         """Scored metrics of the source, the frontier's first."""

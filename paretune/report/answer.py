@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from paretune.analyse.matched import Matched, matched_difference
-from paretune.analyse.points import measured
+from paretune.analyse.matched import Matched
 from paretune.report.findings import Findings
 from paretune.report.style import interval, number, seconds, tokens
 from paretune.report.words import IN_SHORT, method_words, sentence, unit_words
-from paretune.study.config import DRIFT
 
 SHOWN = 6  # arms named in a sentence before "and N more"
 SURE = 0.95
@@ -41,8 +39,9 @@ def answer(findings: Findings) -> Answer:
         group = findings.groups[findings.points[findings.main].points[0][0]]
         headline = f"Only {method_words(group)} has scores, so no methods are compared."
         return Answer(headline, [*_frontier(findings), *study])
-    headline, sure = _headline(findings, pairs[0], findings.learning)
-    return Answer(headline, [*sure, *_frontier(findings), *_in_short(findings), *study])
+    headline, sure = _headline(findings, pairs[0])
+    facts = [*sure, *_axis(findings), *_frontier(findings), *_in_short(findings), *study]
+    return Answer(headline, facts)
 
 
 def measure(findings: Findings, metric: str) -> str:
@@ -53,9 +52,7 @@ def measure(findings: Findings, metric: str) -> str:
     return f"of {words}" if unit in words else f"{unit} of {words}"
 
 
-def _headline(
-    findings: Findings, pair: Matched, learning: str
-) -> tuple[str, list[tuple[str, str]]]:
+def _headline(findings: Findings, pair: Matched) -> tuple[str, list[tuple[str, str]]]:
     a, b = method_words(pair.a), method_words(pair.b)
     difference = pair.difference
     if difference.value is None or pair.level is None:
@@ -64,17 +61,14 @@ def _headline(
     if pair.level <= 0:
         learned = findings.frontiers[findings.main]["learning"].max()
         who = "no arm" if learned <= 0 else "at least one of them never"
-        reason = f"{who} learned anything by {findings.words(learning)}"
-        if other := _by_another(findings, pair):
-            found, facts = other
-            return f"{found.removesuffix('.')} ({reason}).", facts
+        reason = f"{who} learned anything by {findings.words(findings.learning)}"
         return f"{sentence(a)} and {b} cannot be compared at equal learning: {reason}.", []
     assert pair.forgetting_a is not None
     assert pair.forgetting_b is not None
     forgot = measure(findings, findings.main)
     amounts = [number(pair.forgetting_a, 3), number(pair.forgetting_b, 3)]
     level = (
-        f"Better than the base by {number(pair.level, 3)} {measure(findings, learning)}, "
+        f"Better than the base by {number(pair.level, 3)} {measure(findings, findings.learning)}, "
         "the most that both reached."
     )
     equal = ("Equal learning", level)
@@ -107,18 +101,16 @@ def _headline(
     return headline, [equal, ("How sure", sure)]
 
 
-def _by_another(findings: Findings, pair: Matched) -> tuple[str, list[tuple[str, str]]] | None:
-    """The headline by the first other metric of learning by which both methods learned."""
-    record = findings.record
-    for metric in record.config.learning_metrics():
-        if metric == findings.learning or metric.partition("/")[2] in DRIFT:
-            continue
-        points = measured(record, learning=metric, forgetting=findings.main)
-        found = matched_difference(record, pair.a, pair.b, points=points)
-        if found.difference.value is not None and found.level is not None and found.level > 0:
-            headline, sure = _headline(findings, found, metric)
-            return headline.replace("equal learning", f"equal {findings.words(metric)}", 1), sure
-    return None
+def _axis(findings: Findings) -> list[tuple[str, str]]:
+    """Why learning is not shown by the metric that a reader expects; nothing where it is."""
+    usual = findings.record.config.learning_metric()
+    if findings.learning == usual or usual not in set(findings.results["metric"]):
+        return []
+    why = (
+        f"Shown by {findings.words(findings.learning)}: by {findings.words(usual)} at least one "
+        "method never learned anything."
+    )
+    return [("Learning", why)]
 
 
 def _in_short(findings: Findings) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from paretune.analyse.record import BASE, StudyRecord
 from paretune.analyse.results import tidy
+from paretune.data.template import PLAIN_PROMPT
 from paretune.report.facts import data_rows
 from paretune.report.series import Series, all_series
 from paretune.report.style import interval, number, seconds
@@ -66,7 +67,8 @@ def model_card(
             "",
             "## How to load it",
             "",
-            *_loading(base, adapter=adapter),
+            *_loading(record, base, adapter=adapter),
+            *_written(record),
             "",
             "## Limits",
             "",
@@ -208,7 +210,19 @@ def _data(record: StudyRecord) -> list[str]:
     return [*lines, "", "The licence of the data is not known to Paretune: check it before use."]
 
 
-def _loading(base: str, *, adapter: bool) -> list[str]:
+def _written(record: StudyRecord) -> list[str]:
+    """How a prompt has to be written for the arm to answer it as it did when it was scored."""
+    if record.config.regime != "ift":
+        return []
+    settings = record.provenance.get("data", {}).get("settings", {})
+    template = settings.get("training.template", record.config.training.template)
+    if template != "plain":
+        return ["", "It was trained on the tokenizer's chat template: write prompts with it."]
+    text = json.dumps(PLAIN_PROMPT.format(prompt="..."))
+    return ["", f"A prompt was written as `{text}`, and the answer follows it: write yours alike."]
+
+
+def _loading(record: StudyRecord, base: str, *, adapter: bool) -> list[str]:
     if not adapter:
         code = [
             "from transformers import AutoModelForCausalLM, AutoTokenizer",
@@ -217,12 +231,15 @@ def _loading(base: str, *, adapter: bool) -> list[str]:
             'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")',
         ]
         return ["```python", *code, "```"]
+    # As it was scored: transformers would take the type in which the base was saved
+    on_cpu = "CPU" in str(record.provenance.get("device") or "CPU")
+    dtype = "float32" if on_cpu else "bfloat16"
     code = [
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
         f"name = {json.dumps(base)}",
-        "base = AutoModelForCausalLM.from_pretrained(name)",
+        f'base = AutoModelForCausalLM.from_pretrained(name, dtype="{dtype}")',
         'model = PeftModel.from_pretrained(base, "THIS_FOLDER")',
         "tokenizer = AutoTokenizer.from_pretrained(name)",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from paretune.runner.claims import claims
@@ -30,6 +31,8 @@ def write_report(folder: Path | str, *, pdf: bool = False) -> Path:
 
 
 def told(folder: Path) -> str:
-    """The answer of a study's report in one sentence, and where the page is."""
+    """The answer of a study's report in one sentence, what to ask next, and where the page is."""
     sentence = (folder / "answer.txt").read_text(encoding="utf-8").partition("\n")[0]
-    return f"{sentence}\nreport: {(folder / 'report.html').resolve()}"
+    command = f"paretune advise {shlex.quote(str(folder))}"
+    page = (folder / "report.html").resolve()
+    return f"{sentence}\nwhich arm to take: {command}\nreport: {page}"

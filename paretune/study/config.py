@@ -298,9 +298,13 @@ class StudyConfig(Strict):
 
     def learning_metric(self) -> str:
         """The metric on the frontier's learning axis: a task where there is one."""
+        return self.frontier.learning or self.learning_axes()[0]
+
+    def learning_axes(self) -> list[str]:
+        """Metrics that may be the learning axis, the usual one first: a task, exact answers, ..."""
         tasks = [task.metric_names()[0] for task in self.target.tasks]
         own = [f"target/{metric}" for metric in reversed(self.target.learned)]
-        return self.frontier.learning or [*tasks, *own][0]
+        return [*tasks, *own]
 
     def forgetting_metric(self) -> str:
         """The metric on the frontier's forgetting axis: the paper's, a task, or the first."""

@@ -126,6 +126,21 @@ def test_a_whole_study_gets_advice_ahead_and_next(metric) -> None:
     assert all(one.learning[1] < one.learning[0] < one.learning[2] for one in found.ahead)
 
 
+def test_nothing_beyond_all_there_is_to_learn_is_expected() -> None:
+    """The base's own bits: no model needs fewer than none."""
+    record = study()
+    x = record.config.learning_metric()
+    ahead = advise(record).ahead
+    scores = record.scores
+    base = scores.loc[(scores["arm"] == "base") & (scores["metric"] == x), "value"]
+    least = min(one.learning[2] for one in ahead)
+    scores.loc[base.index, "value"] = least
+    capped = advise(record).ahead
+    assert max(one.learning[2] for one in ahead) > least
+    assert capped
+    assert all(max(one.learning) <= least for one in capped)
+
+
 def test_any_state_of_a_study_gives_advice_and_no_traceback() -> None:
     nothing = record_of([full()], {("base", 0, Y): items_frame([0.0, 0.0])}, [])
     assert advise(nothing).headline.startswith("No advice")

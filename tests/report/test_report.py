@@ -14,6 +14,7 @@ import pytest
 from synthetic_study import METRICS, config, items_frame, pocket_arms, record_of, study
 
 from paretune.report.answer import answer
+from paretune.report.card import model_card
 from paretune.report.compare import Studied, compare_page, differences, shared_metrics
 from paretune.report.facts import data_rows, facts
 from paretune.report.figures import figures, specifications
@@ -307,12 +308,30 @@ def test_where_no_answer_was_exact_another_metric_of_learning_answers(
     target = record.config.target.model_copy(update={"metrics": ("bits_per_byte", "exact_match")})
     record.config = record.config.model_copy(update={"target": target, "regime": "ift"})
     found = answer(Findings.of(record))
-    assert found.headline.startswith(
-        "At equal bits per byte on held-out target answers, full finetuning forgot less than LoRA"
+    assert "full finetuning forgot less than LoRA" in found.headline
+    assert dict(found.facts)["Learning"] == (
+        "Shown by bits per byte on held-out target answers: by exact answers to held-out target "
+        "prompts at least one method never learned anything."
     )
-    assert found.headline.endswith(
-        "(no arm learned anything by exact answers to held-out target prompts)."
-    )
+    # What the study asks for is shown, whatever it shows
+    frontier = record.config.frontier.model_copy(update={"learning": exact})
+    record.config = record.config.model_copy(update={"frontier": frontier})
+    found = answer(Findings.of(record))
+    assert "no arm learned anything by exact answers" in found.headline
+    assert "Learning" not in dict(found.facts)
+
+
+def test_a_card_says_how_prompts_were_written() -> None:
+    record = study(metrics=TWO)
+    arm = next(iter(record.arms))
+    assert "prompt" not in model_card(record, arm, 100_000).partition("How to load it")[2]
+    record.config = record.config.model_copy(update={"regime": "ift"})
+    for template, words in (
+        ("plain", r'A prompt was written as `"Question: ...\nAnswer:"`'),
+        ("chat", "the tokenizer's chat template"),
+    ):
+        record.provenance["data"] = {"settings": {"training.template": template}}
+        assert words in model_card(record, arm, 100_000)
 
 
 def test_an_open_question_is_called_open() -> None:

@@ -10,8 +10,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from runner_helpers import small_study
+from transformers import AutoModelForCausalLM
 
 import paretune
 from paretune import UserError
@@ -117,6 +119,12 @@ def test_loading_code_of_a_card_loads_the_export(done: Path, tmp_path: Path) -> 
     names: dict = {}
     exec(code.replace("THIS_FOLDER", str(tmp_path / "adapter")), names)
     assert names["model"].peft_config["default"].r == 4
+    # In the type in which it was scored, so that it answers as it did: as the merged model does
+    paretune.export(done, lora(done), tmp_path / "merged", merged=True)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    row = names["tokenizer"]("def f():", return_tensors="pt")
+    logits = names["model"](**row).logits
+    torch.testing.assert_close(merged(**row).logits, logits, rtol=0, atol=1e-4)
     assert names["tokenizer"].decode(names["tokenizer"]("def f():")["input_ids"]) == "def f():"
 
 

@@ -58,6 +58,7 @@ def answers(model_folder: Path, prompts: list[str]) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_two_arms_learn_to_answer_and_the_score_is_what_transformers_generates(
     tmp_path: Path,

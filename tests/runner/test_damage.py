@@ -199,6 +199,7 @@ def test_what_an_older_version_wrote_is_brought_up_to_date(whole: Path, copy: Pa
         paretune.load(copy)
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_share_the_arms(whole: Path, tmp_path: Path) -> None:
     """Two processes on one folder: each arm is trained once, and both end well."""
     (tmp_path / "study.yaml").write_text(study_text(whole, **settings()))  # type: ignore[arg-type]

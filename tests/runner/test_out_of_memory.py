@@ -34,6 +34,7 @@ def provoke(monkeypatch: pytest.MonkeyPatch, most: int, at: int) -> list[tuple[i
     return steps
 
 
+@pytest.mark.slow
 def test_cohort_is_split_and_goes_on_from_its_states(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

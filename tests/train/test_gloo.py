@@ -12,6 +12,7 @@ import pytest
 PROGRAM = Path(__file__).with_name("gloo_program.py")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="threads are starved as Linux can")
 def test_no_thread_of_gloo_holds_a_tensor_beyond_the_process_group() -> None:
     """One that did would abort the process when the interpreter ends under it.

@@ -271,6 +271,7 @@ def test_a_base_without_biases_says_so(tiny_base: Base) -> None:
         lora_cohort(tiny_base, [lora(2, 1e-3, bias="all")], CPU)
 
 
+@pytest.mark.slow
 def test_compiled_variants_equal_eager_and_are_compiled_once(
     tiny_base: Base, text_blocks: Blocks
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from paretune.errors import UserError
+from paretune.model.causal import check_causal
 from paretune.model.flat import compute_type
 from paretune.model.load import load_model
 from paretune.model.trainee import Trainee, frozen, scoring_rows
@@ -30,6 +31,7 @@ def load_checkpoint(model: str, adapter: Path | None, device: torch.device) -> T
     else:
         merged = _merged(load_model(base, torch.device("cpu")), adapter)
         merged = merged.to(compute_type(device)).to(device).eval()
+        check_causal(merged, device, model)
         trainee = Trainee(merged, [], [], [], None, device, base)
     trainee.rows = scoring_rows(device, 512)
     return trainee

@@ -12,6 +12,7 @@ import torch
 from paretune.model.adapter import Frozen
 from paretune.model.attention import block_diagonal
 from paretune.model.attention_dropout import check_it_drops, dropping_attention
+from paretune.model.causal import check_causal
 from paretune.model.dropout import key
 from paretune.model.flat import Flat, compute_type
 from paretune.model.layers import linear_layers
@@ -226,13 +227,18 @@ def scoring_rows(device: torch.device, length: int) -> int:
 
 
 def frozen(base: Base, device: torch.device) -> Trainee:
-    """The base as it is, with nothing to train."""
+    """The base as it is, with nothing to train.
+
+    Raises:
+        UserError: it cannot be loaded, or is no causal LM.
+    """
     if base.quantise is None:
         model = load_model(base, device, dtype=compute_type(device))
     else:
         model = load_model(base, torch.device("cpu"), dtype=compute_type(device))
         quantise(model, base.quantise, device)
         model.to(device)
+    check_causal(model, device, base.name)
     return Trainee(model, [], [], [], None, device, base)
 
 

@@ -15,6 +15,7 @@ from paretune.model.adapter import trained_shapes
 from paretune.model.arm_axis import refuse_reason
 from paretune.model.attention_dropout import check_attention_dropout
 from paretune.model.biases import trained_biases
+from paretune.model.causal import refuse_encoder
 from paretune.model.layers import check_rank, linear_layers, select
 from paretune.model.load import check_weights, load_shape, load_tokenizer
 from paretune.model.shape import model_shape
@@ -108,12 +109,14 @@ def check_arms(study: Study, arms: Sequence[ArmConfig] | None = None) -> dict[st
         arms: all arms of the study by default.
 
     Raises:
-        UserError: targets, biases or attention dropout that the base does not have, a rank larger
-            than a matrix, rows longer than the base's context, or no weights that can be read.
+        UserError: the base is no causal LM, targets, biases or attention dropout that it does not
+            have, a rank larger than a matrix, rows longer than the base's context, or no weights
+            that can be read.
     """
     with study.places.named():
         check_weights(study.config.base)
         model = load_shape(study.config.base)
+        refuse_encoder(model, study.config.base.name)
         _check_lengths(study.config, model)
         layers = linear_layers(model)
         everything = sum(parameter.numel() for parameter in model.parameters())

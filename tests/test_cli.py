@@ -1,4 +1,4 @@
-"""The command line as a user meets it: real processes, exit codes, what is printed."""
+"""The command line as a user meets it: processes, exit codes, what is printed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from paretune.cli import app
 
 STUDY = """\
 name: tiny
@@ -61,7 +64,14 @@ def test_help_answers_at_once(tmp_path: Path) -> None:
         assert command in shown
 
 
-def test_a_study_from_file_to_adapter(folder: Path) -> None:
+def called(*arguments: str) -> str:
+    """What a command prints that ends well; in this process, which has imported all it needs."""
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_a_study_from_file_to_adapter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planned = paretune("plan", "study.yaml", cwd=folder)
     assert planned.returncode == 0, planned.stderr
     assert "2 arms" in planned.stdout
@@ -74,15 +84,11 @@ def test_a_study_from_file_to_adapter(folder: Path) -> None:
     assert done.stdout.rstrip().endswith(str(folder / "studies" / "tiny" / "report.html"))
     assert done.stderr == ""
 
-    status = paretune("status", "studies/tiny", cwd=folder)
-    assert "2 arms: 2 done" in status.stdout
-
-    exported = paretune("export", "studies/tiny", "lora", "--to", "adapter", cwd=folder)
-    assert exported.returncode == 0, exported.stderr
+    monkeypatch.chdir(folder)
+    assert "2 arms: 2 done" in called("status", "studies/tiny")
+    called("export", "studies/tiny", "lora", "--to", "adapter")
     assert (folder / "adapter" / "adapter_model.safetensors").exists()
-
-    rebuilt = paretune("report", "studies/tiny", cwd=folder)
-    answer, advice, report = rebuilt.stdout.splitlines()
+    answer, advice, report = called("report", "studies/tiny").splitlines()
     assert answer.endswith(".")
     assert advice == "which arm to take: paretune advise studies/tiny"
     assert report.startswith("report: ")

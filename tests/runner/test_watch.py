@@ -153,14 +153,15 @@ def halt_once_measured(trains: subprocess.Popen[bytes], folder: Path) -> None:
 
 
 @pytest.fixture
-def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where W&B writes what it would send."""
-    pytest.importorskip("wandb")
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where W&B writes what it would send; its own process ends with the test."""
+    wandb = pytest.importorskip("wandb")
     settings = {"MODE": "offline", "DIR": str(tmp_path), "SILENT": "true"}
     settings["_SERVICE_WAIT"] = str(PATIENCE)  # seconds until its own process runs
     for name, value in settings.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
-    return tmp_path
+    yield tmp_path
+    wandb.teardown()
 
 
 def test_tracking_sends_what_the_ledger_holds(done: Path, offline: Path) -> None:

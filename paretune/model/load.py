@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from contextlib import nullcontext
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 from transformers.utils.logging import disable_progress_bar
@@ -69,12 +70,24 @@ def generation_file(base: Base) -> Path | None:
 
 
 def load_shape(base: Base) -> torch.nn.Module:
-    """The base on the meta device: every layer's shape, no memory."""
+    """The base on the meta device: every layer's shape, no memory.
+
+    Raises:
+        UserError: its configuration makes no causal LM.
+    """
     config = load_config(base)
-    with torch.device("meta"):
-        model: torch.nn.Module = AutoModelForCausalLM.from_config(
-            config, trust_remote_code=base.trust_remote_code
-        )
+    try:
+        with torch.device("meta"):
+            model: torch.nn.Module = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=base.trust_remote_code
+            )
+    except Exception as error:  # transformers, and all that it calls, raise what they like
+        if _of_the_machine(error):
+            raise
+        reason = f"its configuration makes no model: {_said(error)}"
+        if "Unrecognized configuration class" in reason:
+            reason = f"its kind, {config.model_type}, is no causal LM"
+        raise _unloadable(base, reason) from error
     return model
 
 
@@ -112,13 +125,15 @@ def _load(loader: Any, base: Base, **settings: Any) -> Any:
                 trust_remote_code=base.trust_remote_code,
                 **settings,
             )
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+    except Exception as error:  # transformers, and all that it calls, raise what they like
+        if _of_the_machine(error):
+            raise
         known = base_folder.reason(
             Path(place),
             tokenizer=loader is AutoTokenizer,
             trust_remote_code=base.trust_remote_code,
         )
-        known = known or (UNREACHED if unreached else first_line(error))
+        known = known or (UNREACHED if unreached else _said(error))
         raise _unloadable(base, known) from error
 
 
@@ -131,6 +146,22 @@ def check_weights(base: Base) -> None:
     folder = Path(location(base))
     if folder.is_dir() and (lacking := base_folder.without_weights(folder)):
         raise _unloadable(base, lacking)
+
+
+def _of_the_machine(error: Exception) -> bool:
+    """Whether it is memory or a disk that failed, not the base (``runner.faults`` says which)."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "memory" in str(error).lower()
+    )
+
+
+def _said(error: Exception) -> str:
+    """What is wrong, in one line; the checks of a configuration tell the field and then why."""
+    if isinstance(error, StrictDataclassError):
+        return " ".join(str(error).split())
+    return first_line(error)
 
 
 def _unloadable(base: Base, reason: str) -> UserError:

@@ -19,16 +19,21 @@ class Recipe:
 
 
 def list_recipes() -> list[Recipe]:
-    """All recipes: those that run anywhere first, then by name."""
+    """All recipes: those that run anywhere, those for data of one's own, then by name."""
     folder = resources.files("paretune.study").joinpath("recipes")
     files = {
         item.name.removesuffix(".yaml"): item.read_text(encoding="utf-8")
         for item in folder.iterdir()
         if item.name.endswith(".yaml")
     }
+    first = ("pocket", "own")
+    places = {
+        name: next((i for i, start in enumerate(first) if name.startswith(start)), len(first))
+        for name in files
+    }
     return [
-        Recipe(name, text.partition("\n")[0].lstrip("# "), text)
-        for name, text in sorted(files.items(), key=lambda file: (file[0][:6] != "pocket", file[0]))
+        Recipe(name, files[name].partition("\n")[0].lstrip("# "), files[name])
+        for name in sorted(files, key=lambda name: (places[name], name))
     ]
 
 

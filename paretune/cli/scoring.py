@@ -79,4 +79,5 @@ def assess(
     asked = asked_for(learning, tasks, mirror, limit, num_fewshot, max_gen_toks, sandbox)
     with Terminal() as progress:
         page = run_assessment(base, tuned, asked, out, device=device, progress=progress)
+    typer.echo((page.parent / "answer.txt").read_text(encoding="utf-8"), nl=False)
     typer.echo(f"report: {page.resolve()}")

@@ -41,6 +41,7 @@ def assessment_page(
         specifications(charts),
         name=f"Assessment of {base}",
         base=base,
+        verdict=verdict(changes),
         models=[{"id": name, "name": name, "colour": colours[name]} for name in names],
         figures=list(charts),
         rows=[_row(change, colours) for change in changes],
@@ -48,6 +49,29 @@ def assessment_page(
         tasks=[_facts(task) for task in tasks],
         notes=_notes(changes),
     )
+
+
+def verdict(changes: Sequence[Change]) -> str:
+    """What is established of each checkpoint, in one sentence: p below 0.05 after Holm."""
+    said = []
+    for model in dict.fromkeys(change.model for change in changes):
+        parts = [_established(change) for change in changes if change.model == model]
+        if found := [part for part in parts if part]:
+            said.append(f"{model} {', '.join(found)}")
+    if not said:
+        count = len(changes)
+        which = f"none of {count} changes has" if count > 1 else "the one change does not have"
+        return f"No change from the base is established: {which} p below 0.05."
+    return f"{'; '.join(said)}; no other change has p below 0.05."
+
+
+def _established(change: Change) -> str | None:
+    if change.p is None or change.p >= 0.05 or not change.change:
+        return None
+    better = (change.side == "target") == (change.change > 0)
+    words = {"target": ("learned", "became worse at"), "source": ("became better at", "forgot")}
+    verb = words[change.side][0 if better else 1]
+    return f"{verb} {change.metric} ({number(abs(change.change), 3)})"
 
 
 def chart(

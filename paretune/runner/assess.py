@@ -67,11 +67,12 @@ def assess(
     write_json(out / "assessment.json", [vars(each) for each in found])
     write_text(out / "results.csv", to_csv(tidy(record)))
     # Charts need libraries that a machine without a screen may lack
-    from paretune.report.assess import assessment_page
+    from paretune.report.assess import assessment_page, verdict
 
     axes = _axes(record)
     places = frontier(record, *axes) if axes else None
     write_text(out / "report.html", assessment_page(base, found, axes, places, built.facts()))
+    write_text(out / "answer.txt", f"{verdict(found)}\n")
     return out / "report.html"
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import suppress
 from pathlib import Path
 
+from paretune.errors import UserError
+from paretune.files import read_json
 from paretune.runner.claims import claims
 from paretune.runner.record import record_of
 
@@ -27,7 +30,25 @@ def write_report(folder: Path | str, *, pdf: bool = False) -> Path:
 
     folder = Path(folder)
     claims(folder)
+    _advise_again(folder)
     return write(record_of(folder), folder, pdf=pdf)
+
+
+def _advise_again(folder: Path) -> None:
+    """Advice that was asked for is given anew, so that it speaks of the scores of now."""
+    path = folder / "advice.json"
+    if not path.exists():
+        return
+    from paretune.runner.advise import advice
+
+    with suppress(UserError):  # not ours, or its metric is gone: the page says what is wrong
+        asked = read_json(path)
+        if not isinstance(asked, dict):
+            return
+        limit, memory, metric = (asked.get(k) for k in ("limit", "memory", "forgetting_metric"))
+        if isinstance(limit, int | float | None) and isinstance(memory, int | None):
+            metric = metric if isinstance(metric, str) else None
+            advice(folder, forget_at_most=limit, memory=memory, metric=metric)
 
 
 def told(folder: Path) -> str:

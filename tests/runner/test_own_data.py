@@ -1,4 +1,4 @@
-"""The recipes for data of one's own are ready as they stand: beside such data, and on the pocket."""
+"""The recipes for data of one's own are ready as they stand, beside such data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from paretune.study.recipes import read_recipe
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("own-pairs", "target.data: 178 pairs to train on, 22 blocks of 256 tokens; 22 held out to score"),
+        (
+            "own-pairs",
+            "target.data: 178 pairs to train on, 22 blocks of 256 tokens; 22 held out to score",
+        ),
         ("own-text", "target.data: 18 documents to train on"),
     ],
 )

@@ -13,10 +13,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from paretune.analyse.changes import Change
 from paretune.analyse.statistics import paired_difference
 from paretune.errors import UserError
 from paretune.evaluate.items import score
 from paretune.model.load import location
+from paretune.report.assess import verdict
 from paretune.runner.assess import assess
 from paretune.runner.score import asked_for, read_mirror, score_model, score_table
 from paretune.study.config import Base
@@ -119,6 +121,9 @@ def test_assessment_of_two_checkpoints(
     text = page.read_text()
     for words in (adapter.name, merged.name, "winogrande/acc", "on the frontier"):
         assert words in text
+    said = (out / "answer.txt").read_text().strip()
+    assert said in text
+    assert ("No change from the base is established" in said) == (changes["p"] >= 0.05).all()
     again = assess("pocket", [str(adapter), str(merged)], asked, out, device="cpu")
     assert again.read_text() == text
     lines = (out / "base" / "scores.jsonl").read_text().splitlines()
@@ -141,6 +146,28 @@ def test_mistakes(mirror: list[str], tmp_path: Path) -> None:
     (tmp_path / "other" / "file").touch()
     with pytest.raises(UserError, match="not empty and no assessment"):
         assess("pocket", ["pocket"], asked, tmp_path / "other", device="cpu")
+
+
+def test_the_verdict_names_what_is_established_and_nothing_else() -> None:
+    def change(model: str, side: str, value: float, p: float | None) -> Change:
+        return Change(model, f"{side}/m", side, 0.5, 0.5, value, None, None, p, 0, 0, 9, None)
+
+    assert verdict(
+        [
+            change("a", "target", 0.25, 0.01),
+            change("a", "source", 0.125, 0.049),
+            change("b", "target", -0.5, 0.001),
+            change("b", "source", -0.25, 0.001),
+            change("c", "target", 0.5, 0.05),
+            change("c", "source", 0.5, None),
+        ]
+    ) == (
+        "a learned target/m (0.250), forgot source/m (0.125); b became worse at target/m (0.500), "
+        "became better at source/m (0.250); no other change has p below 0.05."
+    )
+    assert verdict([change("c", "target", 0.5, 0.2), change("c", "source", 0.5, 1.0)]) == (
+        "No change from the base is established: none of 2 changes has p below 0.05."
+    )
 
 
 def test_what_is_wrong_is_said_before_anything_is_scored(tmp_path: Path) -> None:

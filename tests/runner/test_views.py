@@ -137,6 +137,16 @@ def test_licence_of_a_base_is_read_from_its_card(tmp_path: Path) -> None:
     assert base_licence(Base(name="nobody/has-this-base")) is None
 
 
+def test_a_report_gives_advice_anew_where_it_was_asked_for(done: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(done, tmp_path / "out"))
+    paretune.advise(folder, forget_at_most=0.5)
+    asked = json.loads((folder / "advice.json").read_text())
+    (folder / "advice.json").write_text(json.dumps({**asked, "headline": "Of older scores"}))
+    paretune.write_report(folder)
+    assert json.loads((folder / "advice.json").read_text()) == asked
+    assert "Of older scores" not in (folder / "report.html").read_text()
+
+
 def test_comparison_of_two_studies(done: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(done, other)

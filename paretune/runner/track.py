@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from paretune.errors import Damaged, UserError
+from paretune.errors import Damaged, UserError, first_line
 from paretune.runner.ledger import Ledger
 
 _ENDED = ("done", "diverged")
@@ -79,13 +79,19 @@ class _Sent:
         study, arm = ledger.study().config.name, ledger.arms()[arm_id]
         # Arms of a cohort advance together, so their runs are open at the same time
         several = {"reinit": "create_new"} if tracker.__name__ == "wandb" else {}
-        self._run: Any = tracker.init(
-            project=project or study,
-            name=arm.label,
-            group=study,
-            config={**arm.record(), "arm": arm_id, "study": study},
-            **several,
-        )
+        try:
+            self._run: Any = tracker.init(
+                project=project or study,
+                name=arm.label,
+                group=study,
+                config={**arm.record(), "arm": arm_id, "study": study},
+                **several,
+            )
+        except Exception as error:  # trackers raise kinds of their own: no key, no network
+            name = tracker.__name__
+            hint = "; log in with `wandb login`, or set WANDB_MODE=offline" * (name == "wandb")
+            message = f"{name} does not take the study ({first_line(error).rstrip('.')}){hint}"
+            raise UserError(message) from error
         self._steps: set[tuple[str, int]] = set()
         self._scores: set[tuple[str, int]] = set()
 

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from runner_helpers import small_study, study_text
 
+from paretune.errors import UserError
 from paretune.runner.leases import Leases
 from paretune.runner.ledger import Ledger
 from paretune.runner.run import run
@@ -231,6 +232,17 @@ def sent(folder: Path) -> Iterator[Any]:
 def losses_kept(folder: Path) -> list[float]:
     ledger = Ledger(folder)
     return sorted(row["loss"] for arm in ledger.arms() for row in ledger.curve(arm))
+
+
+def test_a_tracker_that_refuses_is_quoted(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise RuntimeError("No API key.\nMore of it.")
+
+    tracker = ModuleType("wandb")
+    tracker.init = refuse
+    monkeypatch.setitem(sys.modules, "wandb", tracker)
+    with pytest.raises(UserError, match=r"^wandb does not take the study \(No API key\); log in"):
+        track(done)
 
 
 def test_tracking_with_a_package_whose_runs_have_no_summary(

@@ -52,6 +52,10 @@ class Blocks:
             return 0
         return max(int(self._segments[i : i + 4096].max()) for i in range(0, self.count, 4096)) + 1
 
+    def largest_token(self, rows: int = 4096) -> int:
+        """The largest token id among the first rows."""
+        return int(self._tokens[:rows].max())
+
     def batch(self, rows: np.ndarray) -> Batch:
         """The blocks with these indices, in this order, as tensors on the CPU.
 

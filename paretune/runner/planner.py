@@ -10,7 +10,13 @@ from paretune.data.prepare import Prepared, check_budgets, prepare
 from paretune.model.load import load_tokenizer
 from paretune.runner.device import check_compiler, choose, measure
 from paretune.runner.sharding import check_sharding
-from paretune.runner.workspace import check_arms, one_by_one, unreached_by_lora, workload
+from paretune.runner.workspace import (
+    check_arms,
+    check_tokens,
+    one_by_one,
+    unreached_by_lora,
+    workload,
+)
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Study
 from paretune.study.plan import Plan, cohorts, make_plan
@@ -52,6 +58,7 @@ def _plan(study: Study, device: str | None) -> StudyPlan:
     tokenizer = load_tokenizer(config.base)
     with TemporaryDirectory() as folder:
         prepared: Prepared = prepare(config, tokenizer, Path(folder) / "data", note=notes.append)
+        check_tokens(config.base, tokenizer, prepared.blocks)
         # Built to find what is wrong with texts and tasks now, not when the base is scored
         from paretune.evaluate.suite import Suite
 

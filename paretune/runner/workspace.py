@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from paretune.data.blocks import Blocks
 from paretune.data.prepare import Prepared, check_budgets, prepare
 from paretune.errors import UserError
 from paretune.model.adapter import trained_shapes
@@ -21,7 +22,7 @@ from paretune.model.load import check_weights, load_shape, load_tokenizer
 from paretune.model.shape import model_shape
 from paretune.runner.ledger import Ledger
 from paretune.study.arms import ArmConfig
-from paretune.study.config import Study, StudyConfig
+from paretune.study.config import Base, Study, StudyConfig
 from paretune.study.memory import Workload
 from paretune.study.plan import SMALL_BASE
 from paretune.study.shapes import Batch, Machine
@@ -64,6 +65,7 @@ class Workspace:
         config = study.config
         tokenizer = load_tokenizer(config.base)
         prepared = prepare(config, tokenizer, ledger.folder / "data", note=note)
+        check_tokens(config.base, tokenizer, prepared.blocks)
         budgets = check_budgets(config, prepared.blocks)
         batch = config.training.batch_size
         span = Span(
@@ -154,6 +156,26 @@ def _check_lengths(config: StudyConfig, model: torch.nn.Module) -> None:
                 f"{key}: {length} tokens are more than the base reads at once; use at most {most} "
                 "(max_position_embeddings in its config.json)"
             )
+
+
+def check_tokens(base: Base, tokenizer: Any, blocks: Blocks) -> None:
+    """Refuse a base whose tokenizer gives tokens that the model has no embedding for.
+
+    Such as one to which tokens were added without the model's embeddings being resized.
+
+    Raises:
+        UserError: the end-of-text token, or one of the data's first blocks, is such a token.
+    """
+    embedding: Any = load_shape(base).get_input_embeddings()  # type: ignore[operator]
+    known = int(embedding.weight.shape[0])
+    token = max(int(tokenizer.eos_token_id), blocks.largest_token())
+    if token >= known:
+        raise UserError(
+            f"base: the tokenizer of {base.name} gives the token {token} "
+            f"({tokenizer.convert_ids_to_tokens(token)!r}), and the model knows {known:,} tokens "
+            "(0 and up); give the tokenizer that belongs to it, or resize the model's embeddings "
+            "(resize_token_embeddings) and save it again"
+        )
 
 
 def unreached_by_lora(config: StudyConfig) -> str | None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from runner_helpers import write_text_rows
+from transformers import AutoTokenizer
 
 import paretune
 from paretune import UserError
+from paretune.model.load import location
+from paretune.study.config import Base
 
 GOOD = """\
 name: mine
@@ -155,6 +159,19 @@ def test_a_source_text_too_short_for_its_metric_is_found_by_the_plan(tmp_path: P
     text = "{name: notes, data: {from: text, path: note.txt}, metrics: [cloze]}"
     (tmp_path / "study.yaml").write_text(f"{GOOD}source:\n  texts:\n    - {text}\n")
     with pytest.raises(UserError, match=r"line 16: source\.texts\.notes: the texts are too short"):
+        paretune.plan(tmp_path / "study.yaml")
+
+
+def test_tokens_that_the_model_has_no_embedding_for(tmp_path: Path) -> None:
+    """As after tokens were added to a tokenizer, and the model was left as it was."""
+    shutil.copytree(location(Base(name="pocket")), tmp_path / "grown")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "grown")
+    tokenizer.add_special_tokens({"eos_token": "<|new|>"})
+    tokenizer.save_pretrained(tmp_path / "grown")
+    (tmp_path / "study.yaml").write_text(GOOD.replace("base: pocket", "base: ./grown"))
+    write_text_rows(tmp_path / "rows.jsonl")
+    told = r"line 2: base: the tokenizer of .* gives the token 2048 \('<\|new\|>'\).* 2,048 tokens"
+    with pytest.raises(UserError, match=told):
         paretune.plan(tmp_path / "study.yaml")
 
 

@@ -175,7 +175,8 @@ def compare_pairs(
     A setting is what arms share that differ only in their seed, named by its first arm. The
     difference is a minus b, positive when a learned (or, on the source, forgot) more. ``p_holm``
     corrects over all pairs; ``detectable`` is the smallest difference that the pair would show at
-    80% power, without correction.
+    80% power, without correction. Runs whose items are missing, damaged or not finite are left
+    out; where the items of the others are not the same ones, ``note`` says so on every pair.
     """
     import pandas as pd
 
@@ -185,22 +186,23 @@ def compare_pairs(
     settings, frames = _outcomes(record, metric, tokens)
     if not frames:
         return pd.DataFrame({name: [] for name in COLUMNS})
-    try:
-        aligned = align(frames)
-    except UnpairedError:
-        return pd.DataFrame({name: [] for name in COLUMNS})
     row = record.scores[record.scores["metric"] == metric].iloc[0]
     sign = change_sign(str(row["side"]), bool(row["higher_is_better"]))
-    runs = run_variance(aligned, settings.values())
-    names = list(settings)
-    found = [
-        seeded_difference(aligned, settings[a], settings[b], sign=sign, runs=runs)
-        for a, b in combinations(names, 2)
-    ]
+    pairs = list(combinations(settings, 2))
+    try:
+        aligned = align(frames)
+    except UnpairedError as error:
+        found = [_unpaired(str(error))] * len(pairs)
+    else:
+        runs = run_variance(aligned, settings.values())
+        found = [
+            seeded_difference(aligned, settings[a], settings[b], sign=sign, runs=runs)
+            for a, b in pairs
+        ]
     tested = [one.p for one in found if one.p is not None]
     adjusted = iter(holm(tested))
     rows = []
-    for (a, b), one in zip(combinations(names, 2), found, strict=True):
+    for (a, b), one in zip(pairs, found, strict=True):
         estimate = one.estimate
         rows.append(
             (
@@ -238,6 +240,13 @@ def detectable(one: Seeded, power: float = POWER) -> float | None:
         if variance > 0:
             total += variance * (t_quantile(degrees) + t_quantile(degrees, 2 * power - 1)) ** 2
     return float(np.sqrt(total))
+
+
+def _unpaired(reason: str) -> Seeded:
+    """A pair of which nothing can be said."""
+    unknown = float("nan")
+    nothing = Estimate(None, None, None, None, 0, reason)
+    return Seeded(nothing, None, unknown, 0.0, unknown, seeds=0, note=reason)
 
 
 def _outcomes(

@@ -176,6 +176,19 @@ def test_seeds_of_one_setting_are_one_row() -> None:
     assert table.loc[0, "seeds"] == 2
 
 
+def test_settings_scored_on_other_items_are_rows_that_say_so() -> None:
+    arms = [ArmConfig(method="full", learning_rate=rate) for rate in (1e-3, 2e-3, 3e-3)]
+    level = np.linspace(1, 2, 20)
+    items = {("base", 0, metric): items_frame(level) for metric in (X, Y)}
+    for number, arm in enumerate(arms):
+        for metric in (X, Y):
+            items[arm.id, 10, metric] = items_frame(level[: 20 - number])
+    table = compare_pairs(record_of(arms, items, [10]))
+    assert len(table) == 3
+    assert set(table["note"]) == {"the items are not the same ones"}
+    assert table[["difference", "p", "p_holm", "item_stderr", "detectable"]].isna().all(axis=None)
+
+
 def test_flips_by_hand_and_mcnemar_against_scipy() -> None:
     before = np.array([1, 1, 1, 0, 0, 0, 0, 1.0])
     after = np.array([1, 0, 1, 1, 1, 1, 0, 1.0])

@@ -23,7 +23,7 @@ def test_every_kind_of_fault_ends_well(tmp_path: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=1500,
+        timeout=3000,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     ends = [line.split(": ")[1].split()[0] for line in done.stdout.splitlines() if ": " in line]

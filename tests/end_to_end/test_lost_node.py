@@ -30,7 +30,9 @@ arms:
 budgets: {at: [60ba, 120ba]}
 checkpoints: {every_seconds: 0.2}
 """
-HEAD, FAR = ("pt-near", "10.77.91.1"), ("pt-far", "10.77.91.2")
+# Names that no other run of this test has; addresses mean something in the namespaces alone
+HEAD = (f"near-{os.getpid()}", "10.77.91.1")
+FAR = (f"far-{os.getpid()}", "10.77.91.2")
 PORT = 6397
 
 
@@ -93,13 +95,25 @@ def on(host: tuple[str, str], folder: Path, *command: str) -> subprocess.Popen[s
         "RAY_ADDRESS": f"{HEAD[1]}:{PORT}",
         "RAY_health_check_period_ms": "1000",
     }
-    env = {**os.environ, **ray, "PARETUNE_STALE_SECONDS": "6", "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, **ray, "PARETUNE_STALE_SECONDS": "15", "OMP_NUM_THREADS": "1"}
     env |= {"RAY_health_check_failure_threshold": "3", "RAY_DISABLE_IMPORT_WARNING": "1"}
+    env |= {"RAY_gcs_server_request_timeout_seconds": "300", "PYTHONUNBUFFERED": "1"}
     named = ["unshare", "--uts", "sh", "-c", f'hostname {host[0]}; exec "$@"', "sh", *command]
     return subprocess.Popen(
         ["ip", "netns", "exec", host[0], *named],
         cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
+
+
+def until_it_runs(node: subprocess.Popen[str]) -> None:
+    """Wait until a node of Ray says that it belongs to the cluster."""
+    assert node.stdout is not None
+    said = []
+    for line in node.stdout:
+        said.append(line)
+        if "Ray runtime started" in line:
+            return
+    raise AssertionError("".join(said))
 
 
 @pytest.mark.slow
@@ -114,19 +128,19 @@ def test_a_node_is_lost_and_the_study_completes(tmp_path: Path) -> None:
     run = [sys.executable, "-m", "paretune", "run", "study.yaml", "--out", "out", "--no-report"]
     # Its own place: the address of a killed cluster would stay in Ray's usual one
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as own, hosts():
-        on(HEAD, tmp_path, *ray, "--head", "--node-ip-address", HEAD[1], "--port", str(PORT),
-           "--include-dashboard=false", "--temp-dir", own)  # fmt: skip
-        time.sleep(20)
-        on(FAR, tmp_path, *ray, "--address", f"{HEAD[1]}:{PORT}", "--node-ip-address", FAR[1])
-        time.sleep(20)
+        head = on(HEAD, tmp_path, *ray, "--head", "--node-ip-address", HEAD[1], "--port",
+                  str(PORT), "--include-dashboard=false", "--temp-dir", own)  # fmt: skip
+        until_it_runs(head)
+        there = ["--address", f"{HEAD[1]}:{PORT}", "--node-ip-address", FAR[1]]
+        until_it_runs(on(FAR, tmp_path, *ray, *there))
         driver = on(HEAD, tmp_path, *run, "--executor", "ray", "--workers", "2", "--device", "cpu")
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 600
         while not _trains_on(FAR[0], tmp_path / "out"):
             assert driver.poll() is None, driver.communicate()[0]
             assert time.monotonic() < deadline
             time.sleep(0.1)
         assert kill_all(FAR[0]) > 1
-        said, _ = driver.communicate(timeout=300)
+        said, _ = driver.communicate(timeout=900)
         assert driver.returncode == 0, said
     ledger = Ledger(tmp_path / "out")
     for arm_id in ledger.arms():

@@ -208,7 +208,7 @@ def test_two_runs_at_once_share_the_arms(whole: Path, tmp_path: Path) -> None:
     both = [
         subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE) for _ in range(2)
     ]
-    said = [process.communicate(timeout=300)[0].decode() for process in both]
+    said = [process.communicate(timeout=900)[0].decode() for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert csv(tmp_path / "out") == csv(whole / "out")
     trained = [row["arms"] for row in Ledger(tmp_path / "out").log() if row["event"] == "cohort"]

@@ -70,7 +70,7 @@ def together(
         env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=1500,
     )
     assert done.returncode == 0, done.stderr[:6000]
     return np.array(json.loads((tmp_path / "losses").read_text()))

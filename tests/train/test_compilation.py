@@ -80,15 +80,15 @@ def test_checkpointed_blocks_keep_less_and_compute_the_same(
         trainee = lora_cohort(tiny_base, MIXED, CPU, arms_per_pass=4)
         trainee.checkpoint = checkpoint
         torch._dynamo.reset()
-        kept: dict[int, int] = {}
+        kept: dict[int, torch.Tensor] = {}  # so that no other one gets its place in memory
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
-            kept[tensor.data_ptr()] = tensor.numel()
+            kept[tensor.data_ptr()] = tensor
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             losses(trainee, text_blocks, backend, 1)
-        return losses(trainee, text_blocks, backend, 4), sum(kept.values())
+        return losses(trainee, text_blocks, backend, 4), sum(each.numel() for each in kept.values())
 
     (whole, much), (again, little) = run(False), run(True)
     np.testing.assert_allclose(again, whole, rtol=1e-6)

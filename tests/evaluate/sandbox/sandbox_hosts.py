@@ -45,7 +45,7 @@ def attacked(folder: Path) -> Iterator[Host]:
     for path in (folder, canary):
         path.chmod(0o777)
     victim = subprocess.Popen(
-        [sys.executable, "-c", "import time; time.sleep(600)"], env={"TOKEN": SECRET}
+        [sys.executable, "-c", "import time; time.sleep(3600)"], env={"TOKEN": SECRET}
     )
     with contextlib.ExitStack() as stack:
         stack.callback(victim.wait)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
+UNREADABLE = "reading that folder is not allowed"
 TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 
 def without_weights(folder: Path) -> str | None:
     """Why a folder's weights cannot be loaded, as far as their headers say; None if they can."""
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return UNREADABLE
     if pickle := _pickle(folder):
         return pickle
     files = sorted(folder.glob("*.safetensors"))
@@ -36,6 +40,8 @@ def reason(folder: Path, *, tokenizer: bool, trust_remote_code: bool) -> str | N
         return "it is a file"
     if not folder.is_dir():
         return None
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return UNREADABLE
     if tokenizer and not any(any(folder.glob(kind)) for kind in TOKENIZERS):
         return "no tokenizer is in it: a file such as tokenizer.json"
     if pickle := _pickle(folder):

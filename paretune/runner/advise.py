@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import textwrap
@@ -40,6 +41,8 @@ def advice(
     ledger = Ledger.open(Path(folder))
     record = read_record(ledger)
     bytes_ = parse_memory(memory)
+    if forget_at_most is not None and not math.isfinite(forget_at_most):
+        raise UserError(f"--forget-at-most {forget_at_most}: give a number, such as 0.5")
     if metric is not None and metric not in record.forgetting_metrics():
         known = ", ".join(record.forgetting_metrics()) or "none yet"
         raise UserError(f"--metric: {metric} is no scored metric of forgetting; there is {known}")

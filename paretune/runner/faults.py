@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,7 +51,8 @@ def explain(error: BaseException, folder: Path | None = None) -> str | None:
     if number in _DISK:
         return f"{where}: {_DISK[number]}{_free(folder)}. Free some space. {_AGAIN}"
     if number in _BROKEN:
-        return f"{where}: {_BROKEN[number]} ({_first(text)}). Mend that. {_AGAIN}"
+        said = getattr(error, "strerror", None) or _first(text)
+        return f"{where}: {_BROKEN[number]} ({said}). Mend that. {_AGAIN}"
     if type(error).__name__ in ("OutOfMemoryError", "AcceleratorError") and "memory" in text:
         return (
             f"the device is out of memory ({_first(text)}). Run fewer arms together or a smaller "
@@ -82,8 +84,9 @@ def _number(error: BaseException, text: str) -> int | None:
 
 
 def _where(error: BaseException, folder: Path | None) -> str:
-    name = getattr(error, "filename", None)
-    return str(folder or name or "the study's folder")
+    name = str(getattr(error, "filename", None) or "the study's folder")
+    # Files are written beside their place first: what the user knows is the place
+    return str(folder or re.sub(r"(^|/)\.([^/]+)\.\d+\.tmp$", r"\1\2", name))
 
 
 def _free(folder: Path | None) -> str:

@@ -150,6 +150,8 @@ def _check_lengths(config: StudyConfig, model: torch.nn.Module) -> None:
     asked = [("training.block_length", config.training.block_length)]
     if config.source.self_probe is not None:
         asked.append(("source.self_probe.tokens", config.source.self_probe.tokens))
+    if "exact_match" in config.target.metrics or config.target.samples is not None:
+        asked.append(("target.answer_tokens", config.target.answer_tokens))
     for key, length in asked:
         if isinstance(most, int) and length > most:
             raise UserError(

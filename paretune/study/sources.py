@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StrictInt
+from pydantic import Field, StrictInt, model_validator
 
+from paretune.study.mistakes import Mistake, MistakesError
 from paretune.study.strict import Strict
 
 
@@ -32,6 +33,11 @@ class Files(Strict):
     )
     limit: StrictInt | None = Field(default=None, ge=1, description="read at most this many rows")
 
+    @model_validator(mode="after")
+    def _two_fields(self) -> Files:
+        _apart(self.prompt, self.response)
+        return self
+
 
 class Hub(Strict):
     """A data set on the Hugging Face hub, streamed."""
@@ -52,6 +58,11 @@ class Hub(Strict):
     )
     limit: StrictInt | None = Field(default=None, ge=1, description="read at most this many rows")
 
+    @model_validator(mode="after")
+    def _two_fields(self) -> Hub:
+        _apart(self.prompt, self.response)
+        return self
+
 
 class Arithmetic(Strict):
     """Generated arithmetic word problems, answered by a line such as 3+4=7 (instruction pairs)."""
@@ -65,6 +76,12 @@ class PocketProse(Strict):
     """English prose written for this project; the pocket base has never seen it."""
 
     from_: Literal["pocket-prose"] = Field(alias="from")
+
+
+def _apart(prompt: str, response: str) -> None:
+    if prompt == response:
+        reason = f"'{response}' is the field of the prompts already"
+        raise MistakesError(Mistake(("response",), reason))
 
 
 DataConfig = Annotated[

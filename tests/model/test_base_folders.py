@@ -53,6 +53,14 @@ def test_what_a_folder_lacks_is_named(
     assert REMEDY in str(caught.value)
 
 
+def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(UserError, match=r"cannot be loaded \(reading that folder is not allowed\)"):
+        _look_at(Base(name=str(tmp_path)))
+    with pytest.raises(UserError, match=r"cannot be loaded \(reading that folder is not allowed\)"):
+        check_weights(Base(name=str(tmp_path)))
+
+
 def _look_at(base: Base) -> None:
     load_tokenizer(base)
     check_weights(base)

@@ -44,5 +44,7 @@ def test_another_metric_and_mistakes(folder: Path) -> None:
     assert found.forgetting_metric == "english_novels/cloze"
     with pytest.raises(UserError, match="no scored metric of forgetting; there is self_probe/kl"):
         advice(folder, metric="target/bits_per_byte")
+    with pytest.raises(UserError, match="--forget-at-most nan: give a number"):
+        advice(folder, forget_at_most=float("nan"))
     with pytest.raises(UserError, match="is not a size"):
         advice(folder, memory="big")

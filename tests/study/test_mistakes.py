@@ -263,6 +263,12 @@ MISTAKES = [
         "line 6: target.heldout: a share must lie between 0% and 100%, found 5: write 5%",
     ),
     changed(
+        "prompts and responses from one field",
+        "  data: {from: python-packages}",
+        "  data: {from: hub, name: x/y, prompt: text, response: text}",
+        "line 5: target.data.response: 'text' is the field of the prompts already",
+    ),
+    changed(
         "an empty name of the base",
         "base: pocket",
         "base: ''",

@@ -1,0 +1,31 @@
+"""Failures of the disk in the user's own names of things."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from paretune.files import write_text
+from paretune.runner.faults import explain
+
+
+def test_a_file_that_may_not_be_written_goes_by_its_own_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is written beside its place first, under a name that the user never gave."""
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(PermissionError) as caught:
+        write_text(tmp_path / "card.md", "text")
+    assert "card.md." in str(caught.value), "the name of the temporary file"
+    told = explain(caught.value)
+    assert told is not None
+    assert told.startswith(
+        f"{tmp_path / 'card.md'}: writing is not allowed (Permission denied). Mend that."
+    )

@@ -148,7 +148,7 @@ def picture(folder: Path, views: list[ArmView], width: int = 120) -> RenderableT
         "on": _texts("on", [view.worker for view in views]),
     }
     for spared in reversed(_SPARED):
-        if sum(max(wide, len(title)) + 1 for title, _, wide in columns.values()) <= width:
+        if sum(max(wide, len(title)) + 2 for title, _, wide in columns.values()) <= width:
             break
         del columns[spared]
     table = Table(box=None, pad_edge=False, header_style="bold")

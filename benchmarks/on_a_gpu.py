@@ -78,10 +78,14 @@ PORTIONS = {
         Step("task_study.py pack", 5, 90),
     ),
     "scoring": (
+        Step("-m pytest tests/kernels -q", 30, 90),
         Step("scoring.py --rows hellaswag_1b", 115, 150),
         Step("scoring.py --rows arms_1b", 320, 420),
     ),
-    "scoring_7b": (Step("scoring.py --rows hellaswag_7b", 330, 500),),
+    "scoring_7b": (
+        Step("-m pytest tests/kernels -q", 30, 90),
+        Step("scoring.py --rows hellaswag_7b", 330, 500),
+    ),
     "scoring_switches": (
         Step("scoring_switches.py --rows several_arms_1b", 170, 280),
         Step("scoring_switches.py --rows one_model_1b", 220, 300),

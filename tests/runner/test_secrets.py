@@ -74,7 +74,7 @@ def test_none_reaches_the_ledger_or_the_report(
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("MY_DATABASE_PASSWORD", value)
     command = f"paretune run https://someone:{TOKEN}@example.org/s.yaml --token {value!r}"
-    study = small_study(tmp_path, arms=ARMS, at="2ba")
+    study = small_study(tmp_path, arms=ARMS, at="4ba")
     folder = paretune.run(study, tmp_path / "study", report=False, command=command)
     ledger = Ledger.open(folder)
     arm = next(iter(ledger.arms()))

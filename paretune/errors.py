@@ -55,3 +55,15 @@ class Stopped(BaseException):
 def first_line(error: BaseException) -> str:
     """What an error of a library says, in one line; its kind where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+# How libraries that do not raise MemoryError or a numbered OSError word it
+_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "bad_alloc",
+           "can't start new thread", "unable to allocate", "out of memory")  # fmt: skip
+
+
+def short_of_memory(error: BaseException) -> bool:
+    """Whether a failure is one of the machine's or the device's memory, however it is worded."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(mark in str(error).lower() for mark in _MEMORY)
+    )

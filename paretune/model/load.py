@@ -15,7 +15,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from paretune.data.network import UNREACHED, answered_at_once
-from paretune.errors import UserError, first_line
+from paretune.errors import UserError, first_line, short_of_memory
 from paretune.model import base_folder
 from paretune.model.attention_dropout import check_attention_dropout
 from paretune.study.config import Base
@@ -151,8 +151,8 @@ def check_weights(base: Base) -> None:
 def _of_the_machine(error: Exception) -> bool:
     """Whether it is memory or a disk that failed, not the base (``runner.faults`` says which)."""
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
-    return isinstance(error, MemoryError) or (
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM)
+    return short_of_memory(error) or (
         isinstance(error, RuntimeError) and "memory" in str(error).lower()
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from paretune.errors import Fault, UserError
+from paretune.errors import Fault, UserError, short_of_memory
 
 _AGAIN = "What is finished stays; the same command goes on from there"
 _DISK = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
@@ -20,9 +20,6 @@ _BROKEN = {
     errno.EACCES: "writing is not allowed",
     errno.EPERM: "writing is not allowed",
 }
-# How libraries that do not raise MemoryError or a numbered OSError word it
-_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "bad_alloc",
-           "can't start new thread", "unable to allocate", "out of memory")  # fmt: skip
 
 
 @contextmanager
@@ -58,11 +55,7 @@ def explain(error: BaseException, folder: Path | None = None) -> str | None:
             f"the device is out of memory ({_first(text)}). Run fewer arms together or a smaller "
             f"training.batch_size or training.block_length, or take a larger device. {_AGAIN}"
         )
-    if (
-        isinstance(error, MemoryError)
-        or number == errno.ENOMEM
-        or (isinstance(error, RuntimeError) and any(mark in text.lower() for mark in _MEMORY))
-    ):
+    if number == errno.ENOMEM or short_of_memory(error):
         return (
             f"the machine is out of memory ({_first(text) or 'an allocation failed'}). End other "
             f"programs, or take a machine with more. {_AGAIN}"

@@ -6,9 +6,11 @@ bit which leaves valid JSON is found as surely as a torn file.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
+import logging
 import os
 import zlib
 from collections.abc import Callable, Iterable
@@ -17,6 +19,7 @@ from typing import Any
 
 from paretune.errors import Damaged
 
+LOG = logging.getLogger("paretune")
 _SEAL = ', "crc": "'
 
 
@@ -51,6 +54,19 @@ def write_text(path: Path, content: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically; NaN and infinity are refused."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def keep_json(path: Path, value: Any) -> None:
+    """As :func:`write_json`; where writing is not allowed a warning says so, and that is all.
+
+    For what is shown anyway, and can be made again: others' studies can often only be read.
+    """
+    try:
+        write_json(path, value)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        LOG.warning("%s is not written: its folder can only be read", path)
 
 
 def read_json(path: Path) -> Any:

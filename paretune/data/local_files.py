@@ -22,6 +22,7 @@ SUFFIXES = {
     "text": (".txt", ".text", ".md", ".rst", ".txt.gz"),
 }
 """Files taken from a folder; a file or a pattern in the study file may have any name."""
+TABLES = (".csv", ".tsv", ".xls", ".xlsx")
 _MARK = b"\xef\xbb\xbf"  # a byte order mark, with which some editors begin a file
 
 
@@ -84,6 +85,11 @@ def find_files(data: Files, *, where: str) -> list[Path]:
                     f"({', '.join(suffixes)}). Name the files, or a pattern such as {path}/*"
                 )
         elif path.is_file():
+            if data.from_ == "json" and path.suffix.lower() in TABLES:
+                raise UserError(
+                    f"{where}: {path} is a table, not JSON lines. pandas makes them: "
+                    "pandas.read_csv(FILE).to_json('rows.jsonl', orient='records', lines=True)"
+                )
             matches = [path]
         elif any(mark in text for mark in "*?["):
             matches = [Path(file) for file in sorted(glob.glob(str(path), recursive=True))]

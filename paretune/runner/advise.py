@@ -10,7 +10,7 @@ from pathlib import Path
 
 from paretune.analyse.advice import Advice, advise
 from paretune.errors import UserError
-from paretune.files import write_json
+from paretune.files import keep_json
 from paretune.runner.ledger import Ledger
 from paretune.runner.record import read_record
 from paretune.runner.workspace import check_arms
@@ -28,7 +28,7 @@ def advice(
     memory: int | str | None = None,
     metric: str | None = None,
 ) -> Advice:
-    """Which arm of the study in ``folder`` to take, and what to run next; writes advice.json.
+    """Which arm of the study in ``folder`` to take, and what to run next; kept in advice.json.
 
     Args:
         forget_at_most: the most that may be forgotten, in the forgetting metric's unit.
@@ -55,7 +55,7 @@ def advice(
         trained=trained,
         needs=needs,
     )
-    write_json(ledger.folder / "advice.json", found.record())
+    keep_json(ledger.folder / "advice.json", found.record())
     return found
 
 

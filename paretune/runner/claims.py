@@ -11,7 +11,7 @@ from paretune.analyse.claims.card import caveats, verdicts
 from paretune.analyse.claims.evidence import Evidence
 from paretune.analyse.claims.spectra import COLUMNS
 from paretune.analyse.claims.verdict import Verdict
-from paretune.files import write_json
+from paretune.files import keep_json
 from paretune.runner.ledger import Ledger
 from paretune.runner.record import read_record
 
@@ -40,7 +40,7 @@ def judge(folder: Path | str) -> tuple[list[Verdict], list[str]]:
         "notes": notes,
         "claims": [verdict.row() for verdict in judged],
     }
-    write_json(ledger.folder / "claims.json", content)
+    keep_json(ledger.folder / "claims.json", content)
     return judged, notes
 
 

@@ -181,6 +181,7 @@ def test_many_bad_rows_stop_the_reading_before_all_is_read(tmp_path: Path) -> No
         ({"from": "json", "path": "nowhere.jsonl"}, "cpt", "there is no file nowhere.jsonl"),
         ({"from": "text", "path": "nowhere/*.txt"}, "cpt", "no file matches nowhere/*.txt"),
         ({"from": "text", "path": "{tmp}"}, "cpt", "holds no text file (.txt"),
+        ({"from": "json", "path": "{tmp}/rows.csv"}, "ift", "is a table, not JSON lines. pandas"),
         ({"from": "text", "path": "{tmp}"}, "ift", "'text' gives running text without prompts"),
         (
             {"from": "python-packages", "packages": ["jsom"]},
@@ -193,6 +194,7 @@ def test_many_bad_rows_stop_the_reading_before_all_is_read(tmp_path: Path) -> No
 def test_sources_are_checked_without_reading_them(
     tmp_path: Path, data: dict[str, object], regime: str, expected: str
 ) -> None:
+    (tmp_path / "rows.csv").write_text("prompt,response\na,b\n")
     data = {k: v.format(tmp=tmp_path) if isinstance(v, str) else v for k, v in data.items()}
     (found,) = check_sources(study(data, regime=regime))
     assert expected in found

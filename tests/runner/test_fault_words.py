@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from paretune.files import write_text
+from paretune.files import keep_json, write_text
 from paretune.runner.faults import explain
 
 
@@ -29,3 +29,23 @@ def test_a_file_that_may_not_be_written_goes_by_its_own_name(
     assert told.startswith(
         f"{tmp_path / 'card.md'}: writing is not allowed (Permission denied). Mend that."
     )
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_what_cannot_be_kept_in_a_folder_of_others_is_said(
+    number: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    path = tmp_path / "advice.json"
+    monkeypatch.setattr(Path, "open", refuse)
+    if number == errno.ENOSPC:  # the disk can be mended
+        with pytest.raises(OSError, match="No space"):
+            keep_json(path, {})
+    else:
+        keep_json(path, {})
+        assert caplog.messages == [f"{path} is not written: its folder can only be read"]

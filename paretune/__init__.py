@@ -6,6 +6,7 @@ used, so that importing the package costs nothing.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from paretune.study.yamlfile import load_study, parse_study
 
 __version__ = VERSION
+# Where torch is not loaded yet: threads that wait by spinning starve each other when the cores are
+# shared with other work. On two busy cores training went nine times faster with threads that sleep
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _WHERE = {
     "ArmConfig": "paretune.study.arms",

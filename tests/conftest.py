@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-# Before torch is loaded: spinning threads starve each other on shared cores (see paretune.cli)
+# Before torch is loaded: spinning threads starve each other on shared cores (see paretune)
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import random

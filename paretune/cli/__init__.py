@@ -174,9 +174,6 @@ def main() -> None:
     from paretune.study.secrets import redacted
 
     give_up_on_dead_threads()
-    # Threads that wait by spinning starve each other when the cores are shared with other work:
-    # on two busy cores training went nine times faster with threads that sleep
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # What is wrong is in our own message: not each retry of the hub, nor that a kernel for some
     # processors is not installed
     for name in ("huggingface_hub.utils._http", "bitsandbytes"):

@@ -56,7 +56,6 @@ def main() -> None:
     parent = os.getppid()
     if given.parent and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from paretune.runner.faults import explained
     from paretune.runner.stop import STOP

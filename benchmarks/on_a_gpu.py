@@ -88,7 +88,7 @@ PORTIONS = {
     ),
     "scoring_switches": (
         Step("scoring_switches.py --rows several_arms_1b", 170, 280),
-        Step("scoring_switches.py --rows one_model_1b", 220, 300),
+        Step("scoring_switches.py --rows one_model_1b", 280, 360),
     ),
     "agreement": (
         Step(

@@ -13,11 +13,11 @@ from paretune.data.mirror import Mirror
 from paretune.errors import UserError
 from paretune.evaluate.items import ArmModel, Items, Side
 from paretune.evaluate.sandbox.registry import AUTO
-from paretune.evaluate.tasks.code import Code
+from paretune.evaluate.tasks.code import Code, runs_code
 from paretune.evaluate.tasks.encode import Encoder
 from paretune.evaluate.tasks.harness import load
 from paretune.evaluate.tasks.log_likelihood import LogLikelihoods
-from paretune.evaluate.tasks.outcomes import mean_items, task_items
+from paretune.evaluate.tasks.outcomes import check_metrics, mean_items, task_items
 from paretune.evaluate.tasks.pack import Scored
 from paretune.evaluate.tasks.write import Writing
 from paretune.study.tasks import FORGETTING_SCORE, FORGETTING_TASKS, Task
@@ -79,6 +79,8 @@ class Benchmarks:
                 with self._code.loading():
                     parts = load(task, Mirror(mirror), where)
                 loaded = Loaded(task, side, where, parts)
+                if not runs_code(parts):
+                    check_metrics(task, parts, where)
                 for part in loaded.parts:
                     self._encode(loaded, part)
                 self._loaded.append(loaded)
@@ -139,7 +141,7 @@ class Benchmarks:
         def results() -> list[Items]:
             return task_items(loaded.task, loaded.parts, answers, loaded.side, loaded.where)
 
-        if any(getattr(part, "UNSAFE_CODE", False) for part in loaded.parts):
+        if runs_code(loaded.parts):
             items, ended = self._code.judged(results)
         else:
             items = results()

@@ -14,6 +14,11 @@ from paretune.evaluate.sandbox.registry import open_sandbox
 Result = TypeVar("Result")
 
 
+def runs_code(parts: Sequence[Any]) -> bool:
+    """Whether any of the harness's tasks runs what a model wrote."""
+    return any(getattr(part, "UNSAFE_CODE", False) for part in parts)
+
+
 class Code:
     """Runs the programs of tasks that ask ``evaluate``'s code_eval; the sandbox opens when asked.
 

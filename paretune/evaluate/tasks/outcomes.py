@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,11 +72,7 @@ def task_items(
     if wanted == EVERY:
         wanted, left_out = _means(values, aggregates, task, where)
     for metric in wanted:
-        if metric not in values:
-            raise UserError(
-                f"{where}.metrics: {task.name} has no metric '{metric}'; "
-                f"there is {', '.join(sorted(values))}"
-            )
+        _check_known(metric, values, task, where)
         outcomes = [_outcome(metric, value, task, where) for value in values[metric]]
         _check_means(metric, aggregates[metric], task, where)
         result.append(
@@ -93,6 +89,38 @@ def task_items(
             )
         )
     return result
+
+
+def check_metrics(task: Task, parts: Sequence[Any], where: str) -> None:
+    """Refuse metrics that a task does not have, before anything is scored.
+
+    The harness tells them only where it judges answers, so it is given empty ones to the first
+    document. A task that cannot judge those says so when real ones are there.
+
+    Raises:
+        UserError: a metric that the task does not have.
+    """
+    names: set[str] = set()
+    for part in parts:
+        every = part.instances
+        part._instances = [each for each in every if each.doc_id == every[0].doc_id]
+        try:
+            found = _results(part, [None] * len(part.instances))
+        except Exception:  # a task's own code, which may fail on an empty answer as it likes
+            return
+        finally:
+            part._instances = every
+        names |= {_name(*key, [f for m, f in found if m == key[0]]) for key in found}
+    for metric in task.metrics if task.metrics != EVERY else ():
+        _check_known(metric, names, task, where)
+
+
+def _check_known(metric: str, known: Collection[str], task: Task, where: str) -> None:
+    if metric not in known:
+        raise UserError(
+            f"{where}.metrics: {task.name} has no metric '{metric}'; "
+            f"there is {', '.join(sorted(known))}"
+        )
 
 
 def _means(

@@ -25,6 +25,13 @@ def fingerprint(base: Base, known: dict[str, Any] | None = None) -> dict[str, An
     return {"files": file_facts(_files(folder), known=(known or {}).get("files"))}
 
 
+def changes_of(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """How two fingerprints differ, one sentence a file."""
+    if before.get("commit") != now.get("commit"):
+        return [f"commit {before.get('commit')} is {now.get('commit')} now"]
+    return differences(before.get("files", {}), now.get("files", {}))
+
+
 def file_facts(
     files: dict[str, Path], *, known: dict[str, Any] | None = None
 ) -> dict[str, dict[str, Any]]:

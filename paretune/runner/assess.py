@@ -17,6 +17,7 @@ from paretune.errors import UserError
 from paretune.evaluate.items import Items
 from paretune.files import read_json, write_json, write_text
 from paretune.model.checkpoint import load_checkpoint
+from paretune.model.fingerprint import changes_of, fingerprint
 from paretune.runner.device import choose
 from paretune.runner.ledger import BASE, Ledger
 from paretune.runner.progress import Progress, Silent
@@ -48,11 +49,12 @@ def assess(
 
     Raises:
         UserError: a model, adapter, task or data set that cannot be read, the same name twice, or
-            an ``out`` that holds another assessment.
+            an ``out`` that holds another assessment, or scores of files that have changed since.
     """
     progress = progress or Silent()
     names = _names(tuned)
     ledger = _ledger(out, base, names, asked)
+    _check_files(ledger, {BASE: base, **{name: str(place) for name, place in names.items()}})
     built = benchmarks(Base(name=base), asked)
     write_json(out / "base" / "tasks.json", built.facts())
     where = choose(device)
@@ -127,6 +129,22 @@ def _ledger(out: Path, base: str, names: dict[str, Path], asked: Asked) -> Ledge
         raise UserError(f"{out}: not empty and no assessment; give another --out")
     write_json(path, settings)
     return Ledger(out)
+
+
+def _check_files(ledger: Ledger, models: dict[str, str]) -> None:
+    """Keep what each model's files are, and refuse a scored one whose files have changed since."""
+    path = ledger.folder / "models.json"
+    known: dict[str, Any] = read_json(path) if path.exists() else {}
+    for name, model in models.items():
+        before = known.get(name)
+        now = known[name] = fingerprint(Base(name=model), before)
+        changed = [] if before is None else changes_of(before, now)
+        if changed and ledger.scores(name):
+            raise UserError(
+                f"{ledger.folder}: {model} changed since it was scored: {'; '.join(changed[:3])}. "
+                "Scores of both must not be mixed: put the old one back, or give another --out"
+            )
+    write_json(path, known)
 
 
 def _record(ledger: Ledger, name: str, models: list[str]) -> StudyRecord:

@@ -14,7 +14,7 @@ from paretune.data.build import study_sources
 from paretune.data.local_files import find_files
 from paretune.errors import UserError
 from paretune.files import sha256
-from paretune.model.fingerprint import differences, file_facts, fingerprint
+from paretune.model.fingerprint import changes_of, differences, file_facts, fingerprint
 from paretune.runner.ledger import BASE, Ledger
 from paretune.runner.repair import Repair, Say
 from paretune.study.config import StudyConfig
@@ -35,9 +35,7 @@ def check_origin(ledger: Ledger, config: StudyConfig) -> list[str]:
     facts, remarks = ledger.facts(), []
     base = fingerprint(config.base, facts.get("base"))
     before = facts.get("base", base)
-    changed = differences(before.get("files", {}), base.get("files", {}))
-    if before.get("commit") != base.get("commit"):
-        changed = [f"commit {before.get('commit')} is {base.get('commit')} now"]
+    changed = changes_of(before, base)
     if changed:
         raise UserError(_refusal(ledger.folder, f"the base {config.base.name}", changed))
     sources: dict[str, Any] = {}

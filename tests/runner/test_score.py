@@ -101,6 +101,7 @@ def test_assessment_of_two_checkpoints(
 ) -> None:
     out = tmp_path / "out"
     asked = asked_for("boolq", "winogrande", mirror, None, None, None, "auto")
+    adapter = shutil.copytree(adapter, tmp_path / adapter.name)  # it is changed below
     page = assess("pocket", [str(adapter), str(merged)], asked, out, device="cpu")
     changes = pd.DataFrame(json.loads((out / "assessment.json").read_text()))
     assert changes["metric"].tolist() == ["boolq/acc", "winogrande/acc"] * 2
@@ -131,6 +132,11 @@ def test_assessment_of_two_checkpoints(
     namesake = shutil.copytree(adapter, tmp_path / "elsewhere" / adapter.name)
     with pytest.raises(UserError, match="holds scores of another checkpoint called"):
         assess("pocket", [str(namesake)], asked, out, device="cpu")
+    weights = adapter / "adapter_model.safetensors"
+    held = weights.read_bytes()
+    weights.write_bytes(held[:-1] + bytes([held[-1] ^ 1]))
+    with pytest.raises(UserError, match="changed since it was scored: adapter_model"):
+        assess("pocket", [str(adapter)], asked, out, device="cpu")
 
 
 def test_mistakes(mirror: list[str], tmp_path: Path) -> None:

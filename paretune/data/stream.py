@@ -66,7 +66,7 @@ def resumed(open_at: Callable[[int], Iterator[Any]], *, what: str) -> Iterator[A
                 ) from error
             pause = PAUSES[tries]
             LOG.warning("%s: %s; going on at row %d in %.0f s", what, reason, count, pause)
-            time.sleep(PAUSES[tries])
+            time.sleep(pause)
             tries += 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from paretune.errors import Damaged
 from paretune.runner.leases import Leases
@@ -29,6 +30,11 @@ class ArmStatus:
     reason: str | None
 
 
+def running_or_stopped(holder: dict[str, Any] | None) -> str:
+    """The state of an arm that has begun and not ended: without a holder nobody works on it."""
+    return "stopped" if holder is None else "running"
+
+
 def status(folder: Path | str) -> list[ArmStatus]:
     """The arms of the study in ``folder``, in the order of its cohorts.
 
@@ -48,8 +54,8 @@ def status(folder: Path | str) -> list[ArmStatus]:
         reason, now = None, state["state"]
         if now == "diverged":
             reason = f"step {state['diverged_at']}: {state['reason']}"
-        if now == "running" and leases.holder(arm_id) is None:
-            now = "stopped"
+        if now == "running":
+            now = running_or_stopped(leases.holder(arm_id))
         scored = sorted({row["tokens"] for row in ledger.scores(arm_id)})
         found.append(
             ArmStatus(arm_id, arms[arm_id].label, now, state["tokens"], tuple(scored), reason)

@@ -16,6 +16,7 @@ from paretune.errors import Damaged
 from paretune.files import read_rows
 from paretune.runner.leases import Leases
 from paretune.runner.ledger import Ledger
+from paretune.runner.status import running_or_stopped
 from paretune.study.units import duration, size
 
 if TYPE_CHECKING:
@@ -71,8 +72,8 @@ def look(folder: Path | str) -> list[ArmView]:
         ended = status["state"] in ("done", "diverged")
         holder = None if ended else leases.holder(arm_id)
         state = status["state"]
-        if state == "running" and holder is None:
-            state = "stopped"
+        if state == "running":
+            state = running_or_stopped(holder)
         left = None
         if steps and rate and state == "running":
             left = max(0, steps - len(rows)) * per_step / rate

@@ -60,7 +60,7 @@ def task_items(
             found = _results(part, of_part)
         directions, functions = part.higher_is_better(), part.aggregation()
         for (metric, filter_name), by_document in found.items():
-            name = _name(metric, filter_name, [f for m, f in found if m == metric])
+            name = _name(metric, filter_name, found)
             values.setdefault(name, []).extend(by_document.values())
             ids.setdefault(name, []).extend(f"{prefix}{number}" for number in by_document)
             better[name] = bool(directions.get(metric, True))
@@ -100,6 +100,8 @@ def check_metrics(task: Task, parts: Sequence[Any], where: str) -> None:
     Raises:
         UserError: a metric that the task does not have.
     """
+    if task.metrics == EVERY:
+        return
     names: set[str] = set()
     for part in parts:
         every = part.instances
@@ -110,8 +112,8 @@ def check_metrics(task: Task, parts: Sequence[Any], where: str) -> None:
             return
         finally:
             part._instances = every
-        names |= {_name(*key, [f for m, f in found if m == key[0]]) for key in found}
-    for metric in task.metrics if task.metrics != EVERY else ():
+        names |= {_name(metric, filter_name, found) for metric, filter_name in found}
+    for metric in task.metrics:
         _check_known(metric, names, task, where)
 
 
@@ -190,9 +192,13 @@ def _results(
     return found
 
 
-def _name(metric: str, filter_name: str, filters: Sequence[str]) -> str:
-    """A metric's name: with its filter, as the harness writes it, where that says something."""
-    if filter_name == PLAIN_FILTER or len(filters) == 1:
+def _name(metric: str, filter_name: str, found: Collection[tuple[str, str]]) -> str:
+    """A metric's name: with its filter, as the harness writes it, where that says something.
+
+    Args:
+        found: every metric of the task with each of its filters.
+    """
+    if filter_name == PLAIN_FILTER or sum(other == metric for other, _ in found) == 1:
         return metric
     return f"{metric},{filter_name}"
 

@@ -53,8 +53,6 @@ class OnRay:
             settings = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
         try:
             self._ray.init(log_to_driver=False, logging_level="ERROR", **settings)
-        except UserError:
-            raise
         except Exception as error:  # one that starts too slowly is a bare Exception of Ray's
             if not address:
                 raise Fault(

@@ -60,8 +60,8 @@ PORTIONS = {
     ),
     "cohort": (
         Step("cohort.py --rows mixed_ranks", 100),
-        Step("cohort.py --rows instruct_12,instruct_1", 200, 300),
-        Step("cohort.py --rows rounding", 150, 240),
+        Step("cohort.py --rows instruct", 150, 300),
+        Step("cohort.py --rows rounding", 100, 240),
     ),
     # What needs 100 GiB of device memory; then rows that were measured beside one peer's memory
     "large": (
@@ -97,7 +97,7 @@ PORTIONS = {
         Step("task_agreement.py --gpu --written 164 --tasks humaneval,gsm8k", 150, 240),
     ),
     "decoding": (Step("decoding.py --rows cohort_1b,humaneval_1b", 170, 300),),
-    "whole_study": (Step("whole_study.py", 420, 565),),
+    "whole_study": (Step("whole_study.py", 300, 565),),
     "sharded": (Step("sharded.py --rows plan_13b,lora_13b", 65, 150),),
     # On a machine with several GPUs
     "several": (Step("sharded.py --rows full_3b,full_13b", 240, 500),),

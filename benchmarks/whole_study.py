@@ -233,8 +233,8 @@ def main() -> None:
     """Measure both sides and write the row."""
     parser = arguments(__doc__)
     parser.add_argument("--limit", type=int, default=1000)
-    parser.add_argument("--steps", type=int, nargs="+", default=[61, 122, 244])
-    parser.add_argument("--peer-arms", type=int, default=2)
+    parser.add_argument("--steps", type=int, nargs="+", default=[45, 90, 180])
+    parser.add_argument("--peer-arms", type=int, default=1)
     parser.add_argument("--peer", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--rate", type=float, help=argparse.SUPPRESS)

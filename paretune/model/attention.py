@@ -109,13 +109,9 @@ def _variable_length(
         from torch.nn.attention import varlen
 
         varlen_attn: Any = varlen.varlen_attn
-        grouped = {}
-        if "enable_gqa" in inspect.signature(varlen_attn).parameters:
-            grouped["enable_gqa"] = True
-        else:  # early versions of it do not say that they take grouped heads
-            repeats = query_THd.shape[1] // key_THd.shape[1]
-            key_THd = key_THd.repeat_interleave(repeats, dim=1)
-            value_THd = value_THd.repeat_interleave(repeats, dim=1)
+        # Early versions take grouped heads without being told
+        asked = "enable_gqa" in inspect.signature(varlen_attn).parameters
+        grouped = {"enable_gqa": True} if asked else {}
         out: torch.Tensor = varlen_attn(
             query_THd,
             key_THd,

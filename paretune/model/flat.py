@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import torch
 
-_ALIGNMENT = 32  # elements; products read 128-byte aligned operands fastest
+ALIGNMENT = 32  # elements; products read 128-byte aligned operands fastest
 
 
 @dataclass
@@ -173,7 +173,7 @@ class Flat:
 
 def _aligned(shape: Sequence[int]) -> int:
     """Columns that a tensor takes up, padding included."""
-    return -(-math.prod(shape) // _ALIGNMENT) * _ALIGNMENT
+    return -(-math.prod(shape) // ALIGNMENT) * ALIGNMENT
 
 
 def compute_type(device: torch.device) -> torch.dtype:

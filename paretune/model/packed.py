@@ -15,7 +15,7 @@ from paretune.model.asked import asked_of_hidden, asked_of_logits, put
 from paretune.model.compilation import forms_allowed
 from paretune.model.flat import compute_type
 from paretune.model.regions import Regions
-from paretune.model.tree import BLOCK, TREE, TreeRow, block_mask, dense_mask
+from paretune.model.tree import BLOCK, TREE, TreeRow, block_mask, dense_mask, tile_tokens
 
 LOG = logging.getLogger("paretune")
 # Largest difference of a log-probability from that of a plain row, as a share of their spread,
@@ -203,7 +203,8 @@ class PackedModel:
         before = config._attn_implementation
         config._attn_implementation = TREE
         try:
-            yield block_mask(ends_S)
+            tile = tile_tokens(config) if self._device.type == "cuda" else None
+            yield block_mask(ends_S, tile=tile)
         finally:
             config._attn_implementation = before
 

@@ -16,6 +16,9 @@ from transformers import AttentionInterface
 from transformers.integrations.flex_attention import flex_attention_forward
 
 BLOCK = 128  # of FlexAttention, in queries and in keys
+# Of our own kernel: rows of a tile of queries, places of a block of keys, and sizes of heads
+ROWS, KEYS = 128, 64
+SIZES = (16, 32, 64, 128)
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,14 @@ def dense_mask(ends_S: torch.Tensor, model: Any, dtype: torch.dtype) -> torch.Te
     return mask[None, None]
 
 
-def block_mask(ends_S: torch.Tensor) -> Any:
+def block_mask(ends_S: torch.Tensor, *, tile: int | None = None) -> Any:
     """The same mask for FlexAttention, as the blocks of 128 x 128 that hold anything.
 
     Keys of block j are seen by queries of block i > j where some subtree of j reaches into i, and
     by all of them where every subtree does, so no S x S mask is ever made.
+
+    Args:
+        tile: tokens of a tile of our own kernel, which is used where it serves; None: never.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -88,9 +94,27 @@ def block_mask(ends_S: torch.Tensor) -> Any:
     ) -> torch.Tensor:
         return (key <= query) & (query < ends_S[key])
 
-    return BlockMask.from_kv_blocks(
+    mask: Any = BlockMask.from_kv_blocks(
         *_indices(partial), *_indices(full), BLOCK_SIZE=BLOCK, mask_mod=mask_mod
     )
+    own = None if tile is None else (ends_S.to(torch.int32), *seen_blocks(ends_S, tile, KEYS))
+    mask.own = own
+    return mask
+
+
+def seen_blocks(ends_S: torch.Tensor, tokens: int, keys: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which blocks of ``keys`` places are seen by any of each T = S / ``tokens`` places.
+
+    Returns:
+        How many each stretch sees, int32 [T], and their numbers, ascending, first in [T, S / keys].
+    """
+    S = len(ends_S)
+    first_T1 = torch.arange(0, S, tokens, device=ends_S.device)[:, None]
+    first_B = torch.arange(0, S, keys, device=ends_S.device)
+    # A place sees itself, so that of the blocks that overlap a stretch all are there
+    seen_TB = (first_B < first_T1 + tokens) & (first_T1 < ends_S.view(-1, keys).amax(1))
+    numbers, indices = _indices(seen_TB)
+    return numbers[0, 0], indices[0, 0]
 
 
 def _indices(wanted_QK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,6 +122,52 @@ def _indices(wanted_QK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     numbers = wanted_QK.sum(1).to(torch.int32)[None, None]
     order = torch.argsort(wanted_QK.to(torch.int8), dim=1, descending=True, stable=True)
     return numbers, order.to(torch.int32)[None, None]
+
+
+def tile_tokens(config: Any) -> int:
+    """Tokens of a tile of our own kernel, which holds all heads that share their keys."""
+    heads = getattr(config, "num_attention_heads", 1)
+    group = max(1, heads // (getattr(config, "num_key_value_heads", None) or heads))
+    return max(1, ROWS // wide(group))
+
+
+def wide(group: int) -> int:
+    """Rows of a tile that a token takes: a group's heads, up to a power of two."""
+    return 1 << (group - 1).bit_length()
+
+
+@torch.library.custom_op("paretune::attend_in_tree", mutates_args=())
+def _attend(
+    query_BHSd: torch.Tensor,
+    key_BHSd: torch.Tensor,
+    value_BHSd: torch.Tensor,
+    ends_S: torch.Tensor,
+    counts_T: torch.Tensor,
+    blocks_TB: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    from paretune.model.tree_kernel import attend
+
+    return attend(query_BHSd, key_BHSd, value_BHSd, ends_S, counts_T, blocks_TB, scale)
+
+
+@_attend.register_fake
+def _(query_BHSd: torch.Tensor, *_: Any) -> torch.Tensor:
+    B, H, S, d = query_BHSd.shape
+    return query_BHSd.new_empty(B, S, H, d)
+
+
+def _serves(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings: Any) -> bool:
+    """Whether our own kernel computes this attention."""
+    named = ("softcap", "s_aux", "position_bias")
+    return (
+        query.dtype in (torch.bfloat16, torch.float16)
+        and query.shape[-1] in SIZES
+        and key.shape == value.shape
+        and key.shape[2:] == query.shape[2:]
+        and all(settings.get(name) is None for name in named)
+        and not settings.get("dropout")
+    )
 
 
 TREE = "paretune_tree"
@@ -111,12 +181,18 @@ def attend_in_tree(
     attention_mask: Any,
     **settings: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """FlexAttention with a block mask, for transformers' AttentionInterface.
+    """Attention with a block mask, for transformers' AttentionInterface: our own kernel where the
+    mask is made for it and nothing but a softmax is asked for, else FlexAttention.
 
     Under autocast rotary embeddings leave queries and keys in float32 beside bf16 values, which
     SDPA would cast and FlexAttention refuses.
     """
     query, key = query_BHSd.to(value_BHSd.dtype), key_BHSd.to(value_BHSd.dtype)
+    own = getattr(attention_mask, "own", None)
+    if own is not None and _serves(query, key, value_BHSd, settings):
+        scale = settings.get("scaling")
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        return _attend(query, key, value_BHSd, *own, scale), None
     out: tuple[torch.Tensor, torch.Tensor | None] = flex_attention_forward(
         module, query, key, value_BHSd, attention_mask, **settings
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from paretune.model.compilation import fused_on_gpu
-from paretune.model.flat import Flat, Part
+from paretune.model.flat import ALIGNMENT, Flat, Part
 from paretune.study.arms import ArmConfig
 
 # Elements updated at a time on a CPU: keeps them in its cache. A GPU's kernel has no temporaries,
@@ -94,7 +94,7 @@ class PerArmOptimizer:
         if any(fast for _, _, fast in self._stretches):
             scalars[True] = self._settings.scalars(t, rate_K * self._ratio_K, scale_K)
         update = UPDATES[self.kind]
-        chunk = max(1, ELEMENTS[device.type] // len(self.flat.arms))
+        chunk = _columns_at_a_time(len(self.flat.arms), ELEMENTS[device.type])
         for part, stretch, fast in self._stretches:
             for first in range(stretch.start, stretch.stop, chunk):
                 columns = slice(first, min(first + chunk, stretch.stop))
@@ -108,6 +108,14 @@ class PerArmOptimizer:
                     self._settings.constants,
                 )
         self.flat.changes += 1
+
+
+def _columns_at_a_time(arms: int, elements: int) -> int:
+    """Columns whose values of all arms are at most ``elements``, aligned as a flat's tensors are.
+
+    A compiled kernel copies the whole of a matrix whose part it is given is not aligned.
+    """
+    return max(1, elements // arms // ALIGNMENT) * ALIGNMENT
 
 
 def _stretches(flat: Flat, *, fast: bool) -> list[tuple[Part, slice, bool]]:

@@ -11,6 +11,8 @@ from paretune.model.compilation import fused_on_gpu
 from paretune.study.memory import SLICE_BYTES, SLICE_BYTES_TRAINED
 
 IGNORED = -100
+# Shares of a piece's positions that can be those with a label, where shapes are fixed
+PARTS = 4
 
 
 def arm_losses(
@@ -19,6 +21,7 @@ def arm_losses(
     bias_V: torch.Tensor | None,
     labels_NS: torch.Tensor,
     weight_K: torch.Tensor,
+    labelled_C: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Weighted sum [K] of each arm's token losses in nats, differentiable.
 
@@ -31,6 +34,8 @@ def arm_losses(
         head_VD: the output head; it may be trained. None: ``hidden_NSD`` holds logits already.
         labels_NS: the token each position predicts, or IGNORED.
         weight_K: factor of each arm's sum, such as 1 / (number of its labels).
+        labelled_C: positions among the K * B * S, each once, that include all those with a label:
+            the head is computed for no others. None: for all.
     """
     if head_VD is None:
         losses_T = F.cross_entropy(
@@ -38,7 +43,7 @@ def arm_losses(
         )
         return losses_T.view(len(weight_K), -1).sum(dim=1) * weight_K
     losses: torch.Tensor = _ArmLosses.apply(  # type: ignore[no-untyped-call]
-        hidden_NSD, head_VD, bias_V, labels_NS, weight_K
+        hidden_NSD, head_VD, bias_V, labels_NS, weight_K, labelled_C
     )
     return losses
 
@@ -48,6 +53,21 @@ def next_tokens(ids_NS: torch.Tensor, loss_mask_NS: torch.Tensor) -> torch.Tenso
     labels = torch.full_like(ids_NS, IGNORED)
     labels[:, :-1] = ids_NS[:, 1:].masked_fill(~loss_mask_NS[:, 1:], IGNORED)
     return labels
+
+
+def slice_tokens(total: int, vocabulary: int, kind: str, *, trained: bool, parts: int = 1) -> int:
+    """Positions in a slice of the loss, of ``total``: as many as its bytes allow, evenly.
+
+    Args:
+        kind: the device's type.
+        trained: whether the head is.
+        parts: at least so many slices; with more than one, they are of one size where they can.
+    """
+    limit = (SLICE_BYTES_TRAINED if trained else SLICE_BYTES)[kind]
+    slices = max(parts, -(-total // max(1, limit // (4 * vocabulary))))
+    if parts > 1:
+        slices = next((n for n in range(slices, 2 * slices) if total % n == 0), slices)
+    return -(-total // slices)
 
 
 class _ArmLosses(torch.autograd.Function):
@@ -61,6 +81,7 @@ class _ArmLosses(torch.autograd.Function):
         bias_V: torch.Tensor | None,
         labels_NS: torch.Tensor,
         weight_K: torch.Tensor,
+        labelled_C: torch.Tensor | None,
     ) -> torch.Tensor:
         device = hidden_NSD.device
         dtype = torch.bfloat16 if device.type == "cuda" else hidden_NSD.dtype
@@ -71,22 +92,28 @@ class _ArmLosses(torch.autograd.Function):
         count, total = weight_K.shape[0], labels_T.shape[0]
         weight_T = weight_K.repeat_interleave(total // count, output_size=total)
         wants_x, wants_head, wants_bias = ctx.needs_input_grad[:3]
-        grad_TD = torch.empty_like(hidden_TD) if wants_x else None
+        # What is not computed has no loss and no gradient
+        new = torch.empty_like if labelled_C is None else torch.zeros_like
+        grad_TD = new(hidden_TD) if wants_x else None
         grad_VD: torch.Tensor | None = None
         grad_V = torch.zeros_like(bias_V, dtype=torch.float32) if bias_V is not None else None
-        losses_T = torch.empty(total, dtype=torch.float32, device=device)
-        limit = (SLICE_BYTES_TRAINED if wants_head else SLICE_BYTES)[device.type]
-        size = max(1, limit // (4 * head.shape[0]))
-        size = -(-total // -(-total // size))
-        for first in range(0, total, size):
-            part = slice(first, min(first + size, total))
-            logits = F.linear(hidden_TD[part], head, bias)
-            losses_T[part], grad = _losses_and_gradient(logits, labels_T[part], weight_T[part])
-            if grad_TD is not None:
+        losses_T = new(weight_T)
+        chosen = total if labelled_C is None else len(labelled_C)
+        parts = 1 if labelled_C is None else PARTS
+        size = slice_tokens(total, len(head), device.type, trained=wants_head, parts=parts)
+        for first in range(0, chosen, size):
+            part = slice(first, min(first + size, chosen))
+            at = part if labelled_C is None else labelled_C[part]
+            own_TD = hidden_TD[at]
+            logits = F.linear(own_TD, head, bias)
+            losses_T[at], grad = _losses_and_gradient(logits, labels_T[at], weight_T[at])
+            if grad_TD is not None and labelled_C is None:
                 torch.matmul(grad, head, out=grad_TD[part])
+            elif grad_TD is not None:
+                grad_TD[at] = grad @ head
             if wants_head:
-                own_VD = (grad.T @ hidden_TD[part]).float()
-                grad_VD = own_VD if grad_VD is None else grad_VD.add_(own_VD)
+                own_VD = grad.T @ own_TD
+                grad_VD = own_VD.float() if grad_VD is None else grad_VD.add_(own_VD)
             if grad_V is not None and wants_bias:
                 grad_V += grad.sum(0, dtype=torch.float32)
         ctx.save_for_backward(grad_TD, grad_VD, grad_V if wants_bias else None)
@@ -104,7 +131,7 @@ class _ArmLosses(torch.autograd.Function):
                 grad.view(len(grad_K), -1).mul_(grad_K[:, None])
         grad_x = None if grad_TD is None else grad_TD.view(shape).to(dtype)
         head = None if grad_VD is None else grad_VD.to(head_dtype)
-        return grad_x, head, grad_V, None, None
+        return grad_x, head, grad_V, None, None, None
 
 
 def _loss_and_gradient(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
@@ -18,6 +19,7 @@ from paretune.model.attention import attending, can_attend, segment_bounds
 from paretune.model.passes import Pass
 from paretune.model.regions import Compiler, Regions
 from paretune.model.trainee import Head, Trainee
+from paretune.train.labelled import labelled_positions
 from paretune.train.loss import arm_losses, next_tokens
 from paretune.train.optim import put
 
@@ -36,15 +38,23 @@ class Piece:
     positions: torch.Tensor | None = None
     segments: torch.Tensor | None = None
     bounds: torch.Tensor | None = None
+    labelled_HC: torch.Tensor | None = None
 
     @classmethod
     def of(
-        cls, batches: list[Batch], part: slice, device: torch.device, capacity: int = 0
+        cls,
+        batches: list[Batch],
+        part: slice,
+        device: torch.device,
+        capacity: int = 0,
+        heads: Sequence[Head] = (),
     ) -> Piece:
         """The same rows of each arm's batch, on the device; arms' weights are of whole batches.
 
         Args:
             capacity: segments of a row there is room for, where rows are given as bounds.
+            heads: the output heads, where they are to be computed for labels alone. That is for
+                pairs: in a text only the last position has none.
         """
         targets = [max(1, int(batch.loss_mask[:, 1:].sum())) for batch in batches]
         ids = torch.cat([b.input_ids[part] for b in batches])
@@ -55,6 +65,9 @@ class Piece:
         bounds = None
         if apart is not None and capacity:
             bounds = put(segment_bounds(apart, capacity * len(apart)), device)
+        labelled = None
+        if apart is not None and heads:
+            labelled = labelled_positions(labels, heads, device.type)
         return cls(
             ids=put(ids, device),
             labels=put(labels, device),
@@ -62,6 +75,7 @@ class Piece:
             positions=put(torch.cat(positions), device) if positions else None,
             segments=put(apart, device) if apart is not None and bounds is None else None,
             bounds=bounds,
+            labelled_HC=put(labelled, device) if labelled is not None else None,
         )
 
     def copy_(self, other: Piece) -> None:
@@ -84,10 +98,9 @@ class Piece:
 class _Graph:
     """A captured piece: where its inputs go and where its losses come out."""
 
-    runs: int = 0
-    piece: Piece | None = None
-    loss_K: torch.Tensor | None = None
-    graph: torch.cuda.CUDAGraph | None = None
+    piece: Piece
+    loss_K: torch.Tensor
+    graph: torch.cuda.CUDAGraph
 
 
 class PieceRunner:
@@ -126,7 +139,12 @@ class PieceRunner:
         own = cuda and graphs is not False
         self._stream = torch.cuda.Stream(trainee.device) if own else None  # type: ignore[no-untyped-call]
         self._graphs: dict[tuple[Any, ...], _Graph] = {}
+        self._runs: Counter[tuple[int, ...]] = Counter()
         self.without: list[str] = []
+
+    def heads(self, group: Pass) -> list[Head]:
+        """The output heads of a pass; none where logits are used as the model gives them."""
+        return self.trainee.heads(group) if self._linear_head else []
 
     def run(self, group: Pass, piece: Piece, step: int, first_vector: int) -> torch.Tensor:
         """Losses [K] of a piece (means over whole batches); gradients are added to the flats."""
@@ -163,6 +181,7 @@ class PieceRunner:
     def release(self) -> None:
         """Give back the memory that captured graphs hold; they are captured again when needed."""
         self._graphs.clear()
+        self._runs.clear()
         if self._stream is not None:
             torch.cuda.empty_cache()
 
@@ -170,27 +189,35 @@ class PieceRunner:
         if not self.graphs:
             with self._applied(group, step, first_vector):
                 return self._eager(group, piece)
-        key = (group.start, *piece.ids.shape)
-        graph = self._graphs.setdefault(key, _Graph())
-        if graph.runs < _WARM_UP:
-            graph.runs += 1
+        shape = (group.start, *piece.ids.shape)
+        if self._runs[shape] < _WARM_UP:
+            self._runs[shape] += 1
             with self._applied(group, step, first_vector):
                 return self._eager(group, piece)
-        if graph.graph is None:
-            graph.piece = piece.clone()
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()
-            with self._applied(group, step, first_vector):
-                captured = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(captured, stream=self._stream):
-                    graph.loss_K = self._eager(group, graph.piece)
-            graph.graph = captured
-        assert graph.piece is not None
-        assert graph.loss_K is not None
+        # Whatever the number of labels, the loss has slices of one shape: all is compiled by now
+        labelled = piece.labelled_HC
+        key = (*shape, 0 if labelled is None else labelled.shape[1])
+        if key not in self._graphs:
+            self._graphs[key] = self._captured(group, piece, step, first_vector)
+        graph = self._graphs[key]
         graph.piece.copy_(piece)
         self.trainee.draw(group, step, first_vector)
         graph.graph.replay()
         return graph.loss_K.clone()
+
+    def _captured(self, group: Pass, piece: Piece, step: int, first_vector: int) -> _Graph:
+        own, graph = piece.clone(), torch.cuda.CUDAGraph()
+        # Graphs run one after another and each one's losses are copied at once, so that all of them
+        # can compute in the same memory
+        pool = next((each.graph.pool() for each in self._graphs.values()), None)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        with (
+            self._applied(group, step, first_vector),
+            torch.cuda.graph(graph, pool=pool, stream=self._stream),
+        ):
+            loss_K = self._eager(group, own)
+        return _Graph(own, loss_K, graph)
 
     @contextmanager
     def _applied(self, group: Pass, step: int, first_vector: int) -> Iterator[None]:
@@ -207,18 +234,21 @@ class PieceRunner:
             "segments_NS": piece.segments,
             "bounds": piece.bounds,
         }
-        heads: list[Head] = [(None, None)]
-        if self._linear_head:
+        heads = self.heads(group)
+        if heads:
             hidden = trainee.forward(piece.ids, part="hidden", use_cache=False, **inputs)[0]
-            heads = self.trainee.heads(group)
         else:
+            heads = [(None, None)]
             # Logits that are more than a product with the head are used as they come
             hidden = trainee.forward(piece.ids, use_cache=False, **inputs).logits
         parts = [each.chunk(len(heads)) for each in (hidden, piece.labels, piece.weight_K)]
+        labelled = [None] * len(heads) if piece.labelled_HC is None else piece.labelled_HC
         loss_K = torch.cat(
             [
-                arm_losses(own, head, bias, labels, weight)
-                for (head, bias), own, labels, weight in zip(heads, *parts, strict=True)
+                arm_losses(own, head, bias, labels, weight, at)
+                for (head, bias), own, labels, weight, at in zip(
+                    heads, *parts, labelled, strict=True
+                )
             ]
         )
         loss_K.sum().backward()  # type: ignore[no-untyped-call]

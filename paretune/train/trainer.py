@@ -279,10 +279,11 @@ class Trainer:
     def _pieces(self, group: Pass, batches: dict[int, Batch], t: int) -> torch.Tensor:
         trainee, rows = self.trainee, self.trainee.rows
         own = [batches[arm.seed] for arm in trainee.arms[group.start : group.stop]]
+        heads = self.runner.heads(group)
         total_K = torch.zeros(group.count, device=trainee.device)
         for first in range(0, self.batch_size, rows):
             part = slice(first, min(first + rows, self.batch_size))
-            piece = Piece.of(own, part, trainee.device, self._capacity)
+            piece = Piece.of(own, part, trainee.device, self._capacity, heads)
             total_K += self.runner.run(group, piece, t, first * self.blocks.block_length)
             if rows < self.batch_size:
                 for flat in trainee.flats_of(group):

@@ -14,6 +14,7 @@ from paretune.data.order import rows_for_step
 from paretune.model.lora_cohort import lora_cohort
 from paretune.study.config import Base
 from paretune.train import loss as losses
+from paretune.train.labelled import labelled_positions
 from paretune.train.loss import IGNORED, arm_losses, next_tokens
 
 ARMS, ROWS, LENGTH, WIDTH, VOCABULARY = 3, 2, 7, 5, 11
@@ -24,7 +25,8 @@ def inputs(arms: int, *, head: bool) -> dict[str, torch.Tensor]:
     draw = torch.Generator().manual_seed(0)
     labels = torch.randint(VOCABULARY, (arms * ROWS, LENGTH), generator=draw)
     labels[:, -1] = IGNORED
-    labels[0, :3] = IGNORED
+    labels[0, :5] = IGNORED
+    labels[1, :2] = IGNORED
 
     def normal(*shape: int, trained: bool) -> torch.Tensor:
         values = torch.randn(*shape, generator=draw, dtype=torch.float64)
@@ -48,16 +50,25 @@ def reference(given: dict[str, torch.Tensor]) -> torch.Tensor:
     return each.view(len(given["weight_K"]), -1).sum(1) * given["weight_K"]
 
 
+# For all positions, for those with a label, and for a share of them, as on a GPU
+@pytest.mark.parametrize("labelled", [None, "cpu", "cuda"])
 @pytest.mark.parametrize("slice_bytes", [4 * VOCABULARY, 10 * 4 * VOCABULARY, 2**20])
 @pytest.mark.parametrize(("arms", "head"), [(ARMS, False), (1, True)])
 def test_losses_and_gradients_equal_cross_entropy(
-    slice_bytes: int, arms: int, head: bool, monkeypatch: pytest.MonkeyPatch
+    slice_bytes: int, arms: int, head: bool, labelled: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(losses, "SLICE_BYTES", {"cpu": slice_bytes})
-    monkeypatch.setattr(losses, "SLICE_BYTES_TRAINED", {"cpu": slice_bytes})
+    for each in ("SLICE_BYTES", "SLICE_BYTES_TRAINED"):
+        monkeypatch.setattr(losses, each, {"cpu": slice_bytes, "cuda": slice_bytes})
     mine, theirs = inputs(arms, head=head), inputs(arms, head=head)
     factor_K = torch.linspace(0.5, 2.0, arms, dtype=torch.float64)
-    got, expected = arm_losses(**mine), reference(theirs)
+    chosen_C = None
+    if labelled:
+        heads = [(mine["head_VD"], mine["bias_V"])]
+        found = labelled_positions(mine["labels_NS"], heads, labelled)
+        assert found is not None
+        chosen_C = found[0]
+        assert len(chosen_C) < mine["labels_NS"].numel()
+    got, expected = arm_losses(**mine, labelled_C=chosen_C), reference(theirs)
     torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=1e-7)
     (got * factor_K).sum().backward()
     (expected * factor_K).sum().backward()

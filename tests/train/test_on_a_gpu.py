@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from train_helpers import BATCH, lora
+from pair_rows import colour_pairs, pair_blocks
+from torch._dynamo.utils import counters
+from train_helpers import BATCH, go_on, lora
 
 from paretune.data.blocks import Blocks
 from paretune.model.attention import attend, block_diagonal, segment_bounds
@@ -23,21 +27,42 @@ GPU = torch.device("cuda")
 ARMS = [lora(4, 1e-3), lora(4, 3e-3), lora(16, 1e-3, lora_dropout=0.2)]
 
 
-def losses(base: Base, blocks: Blocks, steps: int, **settings: object) -> np.ndarray:
-    """Every step's loss of every arm."""
+def trained(
+    base: Base, blocks: Blocks, steps: int, compiler: Compiler | None = None, rows: int = BATCH
+) -> tuple[Trainer, np.ndarray]:
+    """A trainer after some steps, and every step's loss of every arm."""
     trainer = Trainer(lora_cohort(base, ARMS, GPU), blocks, BATCH)
-    trainer.trainee.rows = BATCH
-    if settings:
-        trainer.runner = PieceRunner(trainer.trainee, **settings)  # type: ignore[arg-type]
+    trainer.trainee.rows = rows
+    if compiler:
+        trainer.runner = PieceRunner(trainer.trainee, compiler=compiler)
+        trainer._capacity = blocks.most_segments() if trainer.runner.attends else 0
     always = [Resolved("constant", 0, 10**6, 10**6, 0.0)] * len(ARMS)
     for t in range(steps):
         trainer.step(t, always)
-    return np.array([[row["loss"] for row in rows] for rows in trainer.curve()])
+    return trainer, np.array([[row["loss"] for row in curve] for curve in trainer.curve()])
 
 
 def test_replayed_graphs_equal_eager_code(tiny_base: Base, text_blocks: Blocks) -> None:
-    eager = losses(tiny_base, text_blocks, 8, compiler=Compiler("none"))
-    np.testing.assert_allclose(losses(tiny_base, text_blocks, 8), eager, rtol=2e-2)
+    _, eager = trained(tiny_base, text_blocks, 8, Compiler("none"))
+    _, replayed = trained(tiny_base, text_blocks, 8)
+    np.testing.assert_allclose(replayed, eager, rtol=2e-2)
+
+
+def test_graphs_for_several_numbers_of_labels_share_memory_and_equal_eager_code(
+    tiny_base: Base, tmp_path: Path
+) -> None:
+    blocks = pair_blocks(colour_pairs(80, repeats=9), tmp_path)
+    _, eager = trained(tiny_base, blocks, 8, Compiler("none"), rows=1)
+    trainer, first = trained(tiny_base, blocks, 1, rows=1)
+    compiled = counters["stats"]["unique_graphs"]
+    go_on(trainer, 1, 8)
+    assert counters["stats"]["unique_graphs"] == compiled, "nothing is compiled for a number"
+    graphs = trainer.runner._graphs
+    assert len(graphs) > 1
+    assert len({each.graph.pool() for each in graphs.values()}) == 1
+    assert not trainer.runner.without
+    rest = np.array([[row["loss"] for row in curve] for curve in trainer.curve()])
+    np.testing.assert_allclose(np.hstack([first, rest]), eager, rtol=2e-2)
 
 
 @pytest.mark.parametrize("kv_heads", [2, 6])

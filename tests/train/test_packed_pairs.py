@@ -7,19 +7,14 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from pair_rows import colour_pairs, pair_blocks, words
 from plain_loop import plain_losses
-from tokenizers import Tokenizer, models, pre_tokenizers
 from train_helpers import BATCH, arm, lora, train, weights
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 from paretune.data.blocks import Blocks
 from paretune.data.order import rows_for_step
-from paretune.data.pack import pack_pairs
-from paretune.data.rows import Pair, RowCounts
 from paretune.study.config import Base
-
-ROW = 40
-COLOURS = 20
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -31,34 +26,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def words() -> PreTrainedTokenizerFast:
-    """A tokenizer with one token for each word of the pairs below, and for the template's two."""
-    names = ["<end>", "Question:", "Answer:", *(f"c{i}" for i in range(COLOURS)), "then", "swap"]
-    backend = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, "<end>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>")
-
-
-def colour_pairs(count: int) -> list[Pair]:
-    """Prompts of uneven length, answered by their first colours, in order or swapped."""
-    draw = np.random.default_rng(0)
-    pairs = []
-    for i in range(count):
-        colours = [f"c{c}" for c in draw.integers(0, COLOURS, draw.integers(2, 9))]
-        swap = bool(draw.integers(2))
-        prompt = " then ".join(colours) + (" swap" if swap else "")
-        answer = colours[: draw.integers(1, 3)]
-        pairs.append(Pair(str(i), str(i), prompt, " ".join(answer[::-1] if swap else answer)))
-    return pairs
-
-
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Blocks:
     """Rows that hold one to several pairs each, with and without padding."""
-    folder = tmp_path_factory.mktemp("pairs")
-    counts = RowCounts("target.data", 0.01)
-    pack_pairs(colour_pairs(160), words(), "plain", folder, block_length=ROW, counts=counts)
-    blocks = Blocks(folder, "ift")
+    blocks = pair_blocks(colour_pairs(160), tmp_path_factory.mktemp("pairs"))
     batch = blocks.batch(np.arange(blocks.count))
     assert batch.segments is not None
     assert batch.segments.max() >= 3, "several pairs in a row"

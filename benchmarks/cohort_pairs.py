@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from claims import CARD, DEVICE, clear
 from cohort_instruct import packed, pairs, tokenizer, trl_loop
+from cohort_labels import WARM
 from cohort_models import NAMES, lora
 from cohort_peers import Timing
 from cohort_profile import profile
@@ -42,7 +43,7 @@ def instruct() -> Rows:
             clear()
             arms = [lora(16, 1e-4 * (1 + i / 100)) for i in range(count)]
             trainer = trainer_of(arms, name, blocks, batch)
-            mine = ours(trainer, name)
+            mine = ours(trainer, name, warm=WARM)
             own[count] = mine, profile(trainer) if DEVICE.type == "cuda" else ""
             del trainer
         theirs = trl(name, chosen, tokens, folder / "trl", batch=batch, length=length)

@@ -62,6 +62,7 @@ PORTIONS = {
         Step("cohort.py --rows mixed_ranks", 100),
         Step("cohort.py --rows instruct", 150, 300),
         Step("cohort.py --rows rounding", 100, 240),
+        Step("cohort.py --rows labels_3b", 110, 240),
     ),
     # What needs 100 GiB of device memory; then rows that were measured beside one peer's memory
     "large": (

@@ -34,7 +34,9 @@ NOTES = """
   to bf16 before it is cast to float32; here it stays in bf16, the same numbers in half the memory.
   When a batch is cut into pieces, their gradients are summed in float32.
 - **Loss.** Logits are bf16, the softmax float32, as in transformers. They are made a slice of
-  tokens at a time, turned into their gradient, and dropped.
+  tokens at a time, turned into their gradient, and dropped. On pairs they are made where a label
+  is: prompts and padding have none. On a CPU that is exact. On a GPU shapes are fixed, so that a
+  quarter, a half, three quarters or all of a piece's positions are taken, whichever is enough.
 - **A CPU** computes all of it in float32, an arm at a time, and compiles nothing.
 
 ## Where the speed comes from
@@ -44,7 +46,8 @@ NOTES = """
 - The model's repeated blocks are compiled once, for fixed shapes. What lies between the products
   becomes a few kernels.
 - Forward and backward pass of a piece are captured as one CUDA graph in the third step and replayed
-  from then on. The host only copies tokens.
+  from then on. The host only copies tokens. On pairs there is a graph for each number of positions
+  that the head is computed for, captured when it is first needed; all compute in the same memory.
 - Attention takes the fastest kernel there is: cuDNN for whole rows, FlashAttention's variable
   lengths for several texts in a row and for sliding windows. No mask is made.
 - One kernel updates all arms: clipping, decay, moments, weights and the bf16 copy in one pass.

@@ -216,7 +216,7 @@ def ours(view: ArmView, tokenizer: Any, pairs: Pairs) -> tuple[float, Any, float
     """
 
     def run() -> Any:
-        made = LogLikelihoods(Encoder(tokenizer, view._trainee.model.config).pairs(pairs)[0])
+        made = LogLikelihoods(Encoder(tokenizer, view._trainee.model.config).portions(pairs))
         return made, made.score(view)[0]
 
     seconds, (likelihoods, found) = timed(run)
@@ -234,7 +234,7 @@ def ours(view: ArmView, tokenizer: Any, pairs: Pairs) -> tuple[float, Any, float
 def where(view: ArmView, tokenizer: Any, pairs: Pairs) -> None:
     """Print where the device's time goes, by kind of kernel and kernel by kernel."""
     if DEVICE.type == "cuda":
-        likelihoods = LogLikelihoods(Encoder(tokenizer, view._trainee.model.config).pairs(pairs)[0])
+        likelihoods = LogLikelihoods(Encoder(tokenizer, view._trainee.model.config).portions(pairs))
         likelihoods.score(view)  # packs
         print(f"  {shares_of(lambda: likelihoods.score(view), 1)}", flush=True)
 

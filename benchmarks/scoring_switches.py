@@ -110,11 +110,11 @@ SEVERAL: dict[str, Switch] = {
 def switched(title: str, work: str, view: ArmView, pairs: Pairs, switches: Any) -> Rows:
     """Seconds by default, and with each switch."""
     encoder = Encoder(tokenizer_of_english(), view._trainee.model.config)
-    scored, _ = encoder.pairs(pairs)
+    portions = encoder.portions(pairs)
 
     def seconds(switch: Switch) -> float:
         with switch(view):
-            likelihoods = log_likelihood.LogLikelihoods(scored)
+            likelihoods = log_likelihood.LogLikelihoods(portions)
             likelihoods.score(view)  # packs and compiles
             return timed(lambda: likelihoods.score(view))[0]
 

@@ -23,7 +23,7 @@ def test_every_asked_token_stands_behind_its_own_request(
 ) -> None:
     requests = [Scored(np.array(before + after), len(after)) for before, after in pairs]
     depths: dict[int, list[int]] = {}
-    for packed in pack(requests, capacity):
+    for packed in pack([requests], capacity):
         row = packed.row
         size = len(row.tokens)
         assert size <= max(capacity, max(len(r.tokens) for r in requests))
@@ -49,12 +49,12 @@ def test_a_row_holds_each_beginning_once() -> None:
         context = draw.integers(0, 50, 12)
         requests += [Scored(np.r_[context, draw.integers(0, 50, 6)], 6) for _ in range(4)]
     beginnings = {tuple(r.tokens[:n]) for r in requests for n in range(1, len(r.tokens))}
-    (packed,) = pack(requests, 10_000)
+    (packed,) = pack([requests], 10_000)
     assert len(packed.row.tokens) == len(beginnings)
 
 
 def test_rows_are_filled() -> None:
     draw = np.random.default_rng(1)
     requests = [Scored(draw.integers(0, 9999, 30), 5) for _ in range(200)]
-    rows = list(pack(requests, 512))
+    rows = list(pack([requests], 512))
     assert all(len(packed.row.tokens) > 512 - 30 for packed in rows[:-1])

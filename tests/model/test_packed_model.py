@@ -75,7 +75,7 @@ def saved(config: tf.PreTrainedConfig, folder: Path) -> Base:
 def summed(view: ArmView, asked: list[Scored]) -> np.ndarray:
     """Log-likelihoods [K, N] from packed rows."""
     total = np.zeros((view.count, len(asked)))
-    for packed in pack(asked, 150):
+    for packed in pack([asked], 150):
         log_p_KM, _ = view.tree(packed.row)
         for arm in range(view.count):
             np.add.at(total[arm], packed.request, log_p_KM[arm].double().numpy())
@@ -222,7 +222,7 @@ def test_block_mask_is_the_dense_one() -> None:
     for _ in range(3):
         context = np.r_[shared, draw.integers(0, 9, 150)]
         asked += [Scored(np.r_[context, draw.integers(0, 9, 70)], 70) for _ in range(3)]
-    (packed,) = pack(asked, 5000)
+    (packed,) = pack([asked], 5000)
     row = packed.row.padded(-(-len(packed.row.tokens) // 128) * 128)
     ends = torch.from_numpy(row.ends)
     dense = dense_mask(
@@ -278,7 +278,7 @@ def test_blocks_that_cannot_be_compiled_score_all_the_same(
     tf.LlamaForCausalLM(CONFIGS["llama"]()).save_pretrained(tmp_path)
     trainee = frozen(Base(name=str(tmp_path)), CPU)
     packed = trainee.packed
-    (row,) = [each.row for each in pack(requests(0), 512)]
+    (row,) = [each.row for each in pack([requests(0)], 512)]
     plain = packed.scores(row, 1)
 
     class Refusing(Compiler):

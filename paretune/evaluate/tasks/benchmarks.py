@@ -18,7 +18,7 @@ from paretune.evaluate.tasks.encode import Encoder
 from paretune.evaluate.tasks.harness import load
 from paretune.evaluate.tasks.log_likelihood import LogLikelihoods
 from paretune.evaluate.tasks.outcomes import check_metrics, mean_items, task_items
-from paretune.evaluate.tasks.pack import Scored
+from paretune.evaluate.tasks.portions import Portion, made
 from paretune.evaluate.tasks.write import Writing
 from paretune.study.tasks import FORGETTING_SCORE, FORGETTING_TASKS, Task
 
@@ -32,16 +32,30 @@ class Loaded:
     Attributes:
         where: its key in the study file.
         parts: the harness's task objects, each with its ``instances``, the requests.
-        notes: what a reader of its scores should know.
-        likelihoods: whether any of its requests is a log-likelihood.
+        prompts_cut: of each part, how many of the prompts to continue were cut.
+        portions: of each part, the log-likelihoods it asks for.
     """
 
     task: Task
     side: Side
     where: str
     parts: list[Any]
-    notes: list[str] = field(default_factory=list)
-    likelihoods: bool = False
+    prompts_cut: list[int] = field(default_factory=list)
+    portions: list[list[Portion]] = field(default_factory=list)
+
+    def notes(self, max_length: int) -> list[str]:
+        """What a reader of its scores should know; all of it once the requests are tokenized."""
+        found = []
+        for part, prompts, portions in zip(
+            self.parts, self.prompts_cut, self.portions, strict=True
+        ):
+            cut = prompts + sum(portion.cut for portion in portions)
+            if cut:
+                found.append(
+                    f"{cut} of {len(part.instances)} prompts of {part.task_name} are cut from the "
+                    f"left to fit the model's context of {max_length} tokens"
+                )
+        return found
 
 
 class Benchmarks:
@@ -69,8 +83,8 @@ class Benchmarks:
     ) -> None:
         self._code = Code(sandbox)
         self._encoder = Encoder(tokenizer, model_config, end_of_text)
-        self._scored: list[Scored] = []
-        self._asked: dict[int, slice] = {}  # which of them an instance (by its id) asks for
+        self._asked: dict[int, slice] = {}  # which log-likelihoods an instance (by its id) asks for
+        self._asked_for = 0
         self.writing = Writing(self._encoder)
         self._loaded = []
         for side, of_side in tasks.items():
@@ -84,12 +98,14 @@ class Benchmarks:
                 for part in loaded.parts:
                     self._encode(loaded, part)
                 self._loaded.append(loaded)
-        self.likelihoods = LogLikelihoods(self._scored)
+        self.likelihoods = LogLikelihoods(
+            [each for loaded in self._loaded for portions in loaded.portions for each in portions]
+        )
 
     def score(self, arms: ArmModel) -> list[dict[str, Items]]:
         """Outcomes by metric, for each arm; the forgetting score where its tasks are there."""
-        plain = self.likelihoods.refusal(arms) if self._scored else None
         nats_KN, greedy_KN = self.likelihoods.score(arms)
+        plain = self.likelihoods.refusal(arms) if self._asked else None
         written = self.writing.answers(arms)
         results = []
         for arm in range(arms.count):
@@ -116,7 +132,7 @@ class Benchmarks:
                 "task": loaded.task.name,
                 "side": loaded.side,
                 "lm_eval": metadata.version("lm_eval"),
-                "notes": loaded.notes,
+                "notes": loaded.notes(self._encoder.max_length),
                 "parts": [
                     {
                         "name": part.task_name,
@@ -145,8 +161,8 @@ class Benchmarks:
             items, ended = self._code.judged(results)
         else:
             items = results()
-        notes = [*loaded.notes, ended]
-        if plain is not None and loaded.likelihoods:
+        notes = [*loaded.notes(self._encoder.max_length), ended]
+        if plain is not None and any(loaded.portions):
             notes.append(f"scored from plain rows, not from packed trees: {plain}")
         return [replace(i, note="; ".join(filter(None, [*notes, i.note])) or None) for i in items]
 
@@ -158,24 +174,21 @@ class Benchmarks:
                 "which a language model of text cannot answer"
             )
         pairs = [each for each in part.instances if each.request_type == "loglikelihood"]
-        encoded, cut = self._encoder.pairs([each.args for each in pairs])
-        for instance, scored in zip(pairs, encoded, strict=True):
-            self._keep(instance, [scored])
+        portions = self._encoder.portions([each.args for each in pairs], self._asked_for)
+        for instance in pairs:
+            self._asks(instance, 1)
         rolling = [each for each in part.instances if each.request_type == "loglikelihood_rolling"]
         for instance in rolling:
-            self._keep(instance, self._encoder.windows(instance.args[0]))
-        loaded.likelihoods |= bool(pairs or rolling)
+            windows = self._encoder.windows(instance.args[0])
+            portions.append(made(windows, self._asked_for))
+            self._asks(instance, len(windows))
+        loaded.portions.append(portions)
         prompts = [each for each in part.instances if each.request_type == "generate_until"]
-        cut += self.writing.add(prompts, loaded.where)
-        if cut:
-            loaded.notes.append(
-                f"{cut} of {len(part.instances)} prompts of {part.task_name} are cut from the "
-                f"left to fit the model's context of {self._encoder.max_length} tokens"
-            )
+        loaded.prompts_cut.append(self.writing.add(prompts, loaded.where))
 
-    def _keep(self, instance: Any, scored: list[Scored]) -> None:
-        self._asked[id(instance)] = slice(len(self._scored), len(self._scored) + len(scored))
-        self._scored += scored
+    def _asks(self, instance: Any, count: int) -> None:
+        self._asked[id(instance)] = slice(self._asked_for, self._asked_for + count)
+        self._asked_for += count
 
     def _likelihood(self, instance: Any, nats_N: Any, greedy_N: Any) -> list[Any] | None:
         """What the harness expects in answer to a request, or None where it is not a number."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from paretune.errors import UserError
 from paretune.evaluate.tasks.pack import Scored
+from paretune.evaluate.tasks.portions import Pair, Portion, most_tokens, parted
 
 # The backend's answer where neither model nor tokenizer knows its context's length
 UNKNOWN_LENGTH = 2048
@@ -85,7 +86,30 @@ class Encoder:
                 return None
         return backend if backend.truncation is None and backend.padding is None else None
 
-    def pairs(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[Scored], int]:
+    def portions(self, pairs: Sequence[Pair], first: int = 0) -> list[Portion]:
+        """What ``pairs`` gives, in portions that are tokenized when they are first asked for.
+
+        A portion with a text that may not fit the model's context is tokenized at once, so that
+        what is cut or too long is known before anything is scored.
+
+        Args:
+            first: the number of the first pair among the requests of all portions.
+
+        Raises:
+            UserError: as ``pairs``; from a portion that is asked for, where a continuation is
+                empty.
+        """
+        found = []
+        for indices in parted(pairs):
+            part = [pairs[index] for index in indices]
+            numbers = [first + index for index in indices]
+            portion = Portion(numbers, partial(self.pairs, part), most_tokens(part))
+            if portion.longest > self.max_length:
+                portion.requests  # noqa: B018
+            found.append(portion)
+        return found
+
+    def pairs(self, pairs: Sequence[Pair]) -> tuple[list[Scored], int]:
         """Contexts and continuations as token sequences, and how many were cut from the left.
 
         White space at the end of a context goes to its continuation. The two are encoded together
@@ -96,19 +120,19 @@ class Encoder:
         Raises:
             UserError: a continuation is longer than the model's context, or empty.
         """
+        texts = [(context.rstrip(), context + continuation) for context, continuation in pairs]
         tokens = self.encode(
             text
-            for context, continuation in pairs
+            for each, (context, _) in zip(texts, pairs, strict=True)
             if context
-            for text in (context.rstrip(), context + continuation)
+            for text in each
         )
         alone = self.encode((after for context, after in pairs if not context), special=False)
         prefix = np.array([self.prefix], dtype=np.int64)
         found, cut = [], 0
-        for context, continuation in pairs:
-            whole = context + continuation
+        for (context, _), (stripped, whole) in zip(pairs, texts, strict=True):
             if context:
-                before = tokens[context.rstrip()]
+                before = tokens[stripped]
                 after = tokens[whole][len(before) :]
                 before = before if len(before) else prefix
             else:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from paretune.evaluate.batches import ROW_TOKENS, batches, position_slices, right_padded
 from paretune.evaluate.items import ArmModel
 from paretune.evaluate.tasks.pack import Packed, Scored, pack
+from paretune.evaluate.tasks.portions import Portion
 
 # Tokens of a packed row for each arm. Nothing is kept for a backward pass, so on a GPU it is much
 # longer than a training row; on a CPU a mask over a longer one would cost more than it saves
@@ -21,31 +22,44 @@ LEAST_GPU_CAPACITY = 2048
 
 
 class LogLikelihoods:
-    """Requests to score, packed once for all arms.
+    """Requests to score, tokenized and packed once for all arms.
 
     Args:
-        requests: token sequences, each with how many of its last tokens are scored.
+        portions: token sequences, each with how many of its last tokens are scored. The first
+            arms are at work on one portion while the next is tokenized.
     """
 
-    def __init__(self, requests: Sequence[Scored]) -> None:
-        self.requests = list(requests)
-        self._longest = max((len(request.tokens) for request in self.requests), default=0)
+    def __init__(self, portions: Sequence[Portion]) -> None:
+        self._portions = portions
         self._packed: dict[int, list[Packed]] = {}
         self._computed: dict[int, int] = {}  # by capacity, as the rows
 
     def refusal(self, arms: ArmModel) -> str | None:
         """Why these arms are scored with plain rows, or None where trees serve."""
+        reason = arms.tree_refusal(self._longest)
+        if reason is None:
+            return None
+        self._tokenized()  # it may be a bound only that is too long
         return arms.tree_refusal(self._longest)
 
     @torch.no_grad()
     def score(self, arms: ArmModel) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Log-likelihood in nats of each request's last tokens, and whether greedy decoding gives
-        exactly these: [K, N] each. NaN where an arm's logits are not numbers.
+        exactly these: [K, N] each, by the requests' numbers. NaN where an arm's logits are not
+        numbers.
         """
-        if self.refusal(arms) is not None:
-            return self._plain(arms)
+        refused = self.refusal(arms) is not None
+        total_KN, greedy_KN = self._plain(arms) if refused else self._by_trees(arms)
+        order = np.argsort([number for portion in self._portions for number in portion.numbers])
+        return total_KN[:, order], greedy_KN[:, order]
+
+    def _by_trees(self, arms: ArmModel) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """The same from packed rows, portion by portion."""
+        bound = self._longest
         found = [(packed, *arms.tree(packed.row)) for packed in self._rows(arms)]
-        size = len(self.requests)
+        if self._longest > bound and self.refusal(arms) is not None:
+            return self._plain(arms)  # a tokenizer gave more tokens than the bound
+        size = sum(len(portion.requests) for portion in self._portions)
         if not found:
             return np.zeros((arms.count, size)), np.ones((arms.count, size), dtype=np.bool_)
         # Read back at the end and at once, so that a GPU never waits for the host
@@ -64,7 +78,7 @@ class LogLikelihoods:
         """Tokens computed, places in the rows that hold them, and tokens without any sharing."""
         rows = list(self._rows(arms))
         places = sum(len(packed.row.tokens) for packed in rows)
-        alone = sum(len(request.tokens) - 1 for request in self.requests)
+        alone = sum(len(request.tokens) - 1 for request in self._tokenized())
         return self._computed[self._capacity(arms)], places, alone
 
     def _rows(self, arms: ArmModel) -> Iterator[Packed]:
@@ -73,7 +87,7 @@ class LogLikelihoods:
         if capacity not in self._packed:
             kept: list[Packed] = []
             computed = 0
-            for packed in pack(self.requests, capacity):
+            for packed in pack((each.requests for each in self._portions), capacity):
                 computed += len(packed.row.tokens)
                 if arms.device.type == "cuda":
                     # One shape, for which the model is compiled once
@@ -84,20 +98,32 @@ class LogLikelihoods:
             return
         yield from self._packed[capacity]
 
+    @property
+    def _longest(self) -> int:
+        """Tokens of the longest request, or a bound on it while some are not tokenized."""
+        return max((portion.longest for portion in self._portions), default=0)
+
+    def _tokenized(self) -> list[Scored]:
+        """All requests, portion by portion."""
+        return [request for portion in self._portions for request in portion.requests]
+
     def _capacity(self, arms: ArmModel) -> int:
         if arms.device.type == "cpu":
             return CPU_CAPACITY
         most = GPU_CAPACITY // arms.count if arms.sparse_trees else LEAST_GPU_CAPACITY
-        size = max(LEAST_GPU_CAPACITY, most, self._longest)
-        return -(-size // 128) * 128
+        size = max(LEAST_GPU_CAPACITY, most)
+        if self._longest > size:
+            self._tokenized()  # what a bound only would make longer is compiled for nothing
+        return -(-max(size, self._longest) // 128) * 128
 
     def _plain(self, arms: ArmModel) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """The same from one row for each request, padded on the right."""
-        total = np.zeros((arms.count, len(self.requests)))
-        greedy = np.zeros((arms.count, len(self.requests)), dtype=bool)
-        lengths = [len(request.tokens) - 1 for request in self.requests]
+        """The same from one row for each request, padded on the right, portion by portion."""
+        requests = self._tokenized()
+        total = np.zeros((arms.count, len(requests)))
+        greedy = np.zeros((arms.count, len(requests)), dtype=bool)
+        lengths = [len(request.tokens) - 1 for request in requests]
         for batch in batches(lengths, arms, ROW_TOKENS):
-            members = [self.requests[index] for index in batch]
+            members = [requests[index] for index in batch]
             inputs = right_padded([member.tokens[:-1] for member in members])
             logits_KBSV = arms.logits(inputs.to(arms.device))
             for row, (index, member) in enumerate(zip(batch, members, strict=True)):

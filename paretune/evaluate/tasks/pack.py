@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,54 +37,79 @@ class Packed:
     request: NDArray[np.int64]
 
 
-def pack(requests: Sequence[Scored], capacity: int) -> Iterator[Packed]:
+class _Entry(NamedTuple):
+    """A request in the order of packing: by its tokens, then by its number.
+
+    Attributes:
+        key: sorts as the tokens do.
+        inputs: [n - 1] int64, the tokens of the row; the last token is only a target.
+    """
+
+    key: bytes
+    number: int
+    inputs: NDArray[np.int64]
+    request: Scored
+
+
+Members = Sequence[tuple[_Entry, int]]  # each with how much it shares with the one before
+
+
+def pack(portions: Iterable[Sequence[Scored]], capacity: int) -> Iterator[Packed]:
     """Rows of at most ``capacity`` tokens that score every request once, as they are made.
 
-    Requests are sorted by their tokens, so that those which share a beginning stand together, and
-    rows are filled in that order: a new request adds only what it does not share with the one
-    before. A row's first request is there whole. A longer request than ``capacity`` gets a row of
-    its own.
+    The requests of a portion are sorted by their tokens, so that those which share a beginning
+    stand together, and rows are filled in that order: a new request adds only what it does not
+    share with the one before. A row's first request is there whole. A longer request than
+    ``capacity`` gets a row of its own. A row that a portion does not fill goes on with the next.
+
+    Args:
+        portions: of requests, which are numbered through. Each is asked for when the rows that
+            those before fill are out.
 
     Raises:
         ValueError: a request without a token of context.
     """
-    if any(not 0 < request.count < len(request.tokens) for request in requests):
-        raise ValueError("a request scores at least one token, after one of context")
-    # The last token is only a target; big-endian bytes sort as the tokens do
-    inputs = [request.tokens[:-1] for request in requests]
-    keys = [tokens.astype(">u4").tobytes() for tokens in inputs]
-    order = sorted(range(len(requests)), key=keys.__getitem__)
-    members: list[tuple[int, int]] = []
-    room = 0
-    for place, index in enumerate(order):
-        shared = _shared(inputs[order[place - 1]], inputs[index]) if members else 0
-        if members and len(inputs[index]) - shared > room:
-            yield _row(requests, inputs, members)
-            members = []
-        if not members:
-            room, shared = capacity, 0
-        members.append((index, shared))
-        room -= len(inputs[index]) - shared
+    members: list[tuple[_Entry, int]] = []
+    room, count = capacity, 0
+    for portion in portions:
+        entries = sorted(_entries(portion, count))
+        count += len(portion)
+        for entry in entries:
+            shared = _shared(members[-1][0].inputs, entry.inputs) if members else 0
+            if members and len(entry.inputs) - shared > room:
+                yield _row(members)
+                members, room, shared = [], capacity, 0
+            members.append((entry, shared))
+            room -= len(entry.inputs) - shared
     if members:
-        yield _row(requests, inputs, members)
+        yield _row(members)
+
+
+def _entries(requests: Sequence[Scored], first: int) -> list[_Entry]:
+    """Requests numbered from ``first`` on."""
+    found = []
+    for number, request in enumerate(requests, first):
+        if not 0 < request.count < len(request.tokens):
+            raise ValueError("a request scores at least one token, after one of context")
+        inputs = request.tokens[:-1]
+        # Big-endian bytes sort as the tokens do
+        found.append(_Entry(inputs.astype(">u4").tobytes(), number, inputs, request))
+    return found
 
 
 def _shared(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
     """How many first tokens two sequences have in common."""
     length = min(len(a), len(b))
-    differ = np.flatnonzero(a[:length] != b[:length])
-    return int(differ[0]) if len(differ) else length
+    differ = a[:length] != b[:length]
+    first = int(differ.argmax()) if length else 0
+    return first if length and differ[first] else length
 
 
-def _row(
-    requests: Sequence[Scored],
-    inputs: Sequence[NDArray[np.int64]],
-    members: Sequence[tuple[int, int]],
-) -> Packed:
-    """One row from its R requests in order, each with how much it shares with the one before."""
-    index_R = np.array([index for index, _ in members])
+def _row(members: Members) -> Packed:
+    """One row from its R requests in order."""
+    index_R = np.array([entry.number for entry, _ in members])
     shared_R = np.array([shared for _, shared in members])
-    length_R = np.array([len(inputs[index]) for index in index_R])
+    length_R = np.array([len(entry.inputs) for entry, _ in members])
     start_R = np.cumsum(length_R - shared_R) - (length_R - shared_R)
     size = int((length_R - shared_R).sum())
     depth_D = np.arange(length_R.max())
@@ -96,7 +122,7 @@ def _row(
     next_RD = np.where(depth_D >= shared_R[:, None], start_R[:, None], size)
     after_RD = np.full_like(next_RD, size)
     after_RD[:-1] = np.minimum.accumulate(next_RD[::-1], axis=0)[::-1][1:]
-    count_R = np.array([requests[index].count for index in index_R])
+    count_R = np.array([entry.request.count for entry, _ in members])
     owner_M = np.repeat(np.arange(len(members)), count_R)
     asked_depth_M = np.concatenate(
         [np.arange(end - count, end) for end, count in zip(length_R, count_R, strict=True)]
@@ -105,10 +131,10 @@ def _row(
     in_order = np.argsort(place_M, kind="stable")
     places, asked_M = np.unique(place_M[in_order], return_inverse=True)
     targets_M = np.concatenate(
-        [requests[index].tokens[-count:] for index, count in zip(index_R, count_R, strict=True)]
+        [entry.request.tokens[-entry.request.count :] for entry, _ in members]
     )
     row = TreeRow(
-        tokens=np.concatenate([inputs[index][shared:] for index, shared in members]),
+        tokens=np.concatenate([entry.inputs[shared:] for entry, shared in members]),
         positions=np.broadcast_to(depth_D, own_RD.shape)[own_RD],
         ends=after_RD[own_RD],
         places=places,

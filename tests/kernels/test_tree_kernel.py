@@ -17,7 +17,7 @@ def tree_of(seed: int) -> torch.Tensor:
     for length in draw.integers(3, 150, 6):
         context = draw.integers(0, 99, length)
         asked += [Scored(np.r_[context, draw.integers(0, 99, 20)], 20) for _ in range(3)]
-    (packed,) = pack(asked, 4096)
+    (packed,) = pack([asked], 4096)
     return torch.from_numpy(packed.row.padded(-(-len(packed.row.tokens) // 128) * 128).ends)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paretune.evaluate.tasks.pack import Scored, pack
 
+ALL = 1000
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=7)
 
 
@@ -17,13 +19,17 @@ TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=7)
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
-@given(st.lists(st.tuples(TOKENS, TOKENS), min_size=1, max_size=14), st.integers(1, 40))
+@given(
+    st.lists(st.tuples(TOKENS, TOKENS), min_size=1, max_size=14),
+    st.integers(1, 40),
+    st.sampled_from([1, 7, ALL]),
+)
 def test_every_asked_token_stands_behind_its_own_request(
-    pairs: list[tuple[list[int], list[int]]], capacity: int
+    pairs: list[tuple[list[int], list[int]]], capacity: int, portion: int
 ) -> None:
     requests = [Scored(np.array(before + after), len(after)) for before, after in pairs]
     depths: dict[int, list[int]] = {}
-    for packed in pack([requests], capacity):
+    for packed in pack(portions(requests, portion), capacity):
         row = packed.row
         size = len(row.tokens)
         assert size <= max(capacity, max(len(r.tokens) for r in requests))
@@ -41,6 +47,10 @@ def test_every_asked_token_stands_behind_its_own_request(
         assert sorted(found) == list(range(length - requests[owner].count, length))
 
 
+def portions(requests: list[Scored], size: int) -> list[list[Scored]]:
+    return [requests[first : first + size] for first in range(0, len(requests), size)]
+
+
 def test_a_row_holds_each_beginning_once() -> None:
     """With room for all of them the tokens of a row are the distinct beginnings."""
     draw = np.random.default_rng(0)
@@ -53,8 +63,9 @@ def test_a_row_holds_each_beginning_once() -> None:
     assert len(packed.row.tokens) == len(beginnings)
 
 
-def test_rows_are_filled() -> None:
+@pytest.mark.parametrize("portion", [1, 7, ALL])
+def test_rows_are_filled(portion: int) -> None:
     draw = np.random.default_rng(1)
     requests = [Scored(draw.integers(0, 9999, 30), 5) for _ in range(200)]
-    rows = list(pack([requests], 512))
+    rows = list(pack(portions(requests, portion), 512))
     assert all(len(packed.row.tokens) > 512 - 30 for packed in rows[:-1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -151,6 +152,32 @@ def test_prompts_that_are_cut_are_said(data: Path, pocket: ArmView) -> None:
     assert note == (
         "2 of 2 prompts of gsm8k are cut from the left to fit the model's context of 512 tokens"
     )
+
+
+def test_contexts_that_are_cut_are_said_before_anything_is_scored(
+    data: Path, pocket: ArmView
+) -> None:
+    built = Benchmarks(
+        {"source": [Task(name="hellaswag", limit=3)]},
+        mirror_of(data, ".jsonl"),
+        load_tokenizer(POCKET),
+        SimpleNamespace(max_position_embeddings=20),
+    )
+    (note,) = built.facts()[0]["notes"]
+    lengths = [len(built._encoder.encode([text])[text]) for text in wholes(built)]
+    cut = sum(length > 21 for length in lengths)
+    assert 0 < cut < len(lengths) == 12
+    assert note == (
+        f"{cut} of 12 prompts of hellaswag are cut from the left to fit the model's context of "
+        "20 tokens"
+    )
+    (ours,) = built.score(pocket)
+    assert ours["hellaswag/acc_norm"].note == note
+
+
+def wholes(built: Benchmarks) -> list[str]:
+    """Contexts with their continuations, of the first task."""
+    return ["".join(instance.args) for instance in built._loaded[0].parts[0].instances]
 
 
 MISTAKES = [

@@ -14,7 +14,7 @@ from paretune.errors import UserError
 from paretune.evaluate.tasks import log_likelihood, portions
 from paretune.evaluate.tasks.encode import Encoder
 from paretune.evaluate.tasks.log_likelihood import LogLikelihoods
-from paretune.evaluate.tasks.pack import Scored
+from paretune.evaluate.tasks.pack import Scored, pack
 from paretune.evaluate.tasks.portions import Pair, Portion, made, parted
 from paretune.model.trainee import ArmView, Trainee
 from paretune.study.config import Base
@@ -47,7 +47,7 @@ def view() -> ArmView:
 
 
 def by_number(found: list[Portion]) -> dict[int, tuple[list[int], int]]:
-    requests = [each for portion in found for each in portion.requests]
+    requests = [each for portion in found for each in portion.tokenized()]
     numbers = [number for portion in found for number in portion.numbers]
     assert len(set(numbers)) == len(numbers) == len(requests)
     return {
@@ -91,13 +91,34 @@ def test_tokens_are_those_of_all_at_once(
     assert max(exact) == max(len(request.tokens) for request in expected)
 
 
+def test_what_shares_its_examples_stands_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examples drawn at random before each question: a portion computes one of them once more."""
+    draw = np.random.default_rng(0)
+    examples = ["\n".join(context for context, _ in questions(3, seed)) for seed in range(12)]
+    asked = questions(60)
+    firsts = draw.choice(examples, len(asked))
+    pairs = [(f"{a} {b}", c) for a, (b, c) in zip(firsts, asked, strict=True)]
+
+    def computed(size: int) -> tuple[int, int]:
+        monkeypatch.setattr(portions, "PORTION_CHARACTERS", size)
+        found = [portion.tokenized() for portion in encoder().portions(pairs)]
+        return sum(len(packed.row.tokens) for packed in pack(found, 1000)), len(found)
+
+    (at_once, one), (in_portions, many) = computed(ALL), computed(6000)
+    assert one == 1 < 10 < many
+    size = -(-len(pairs) // many)
+    in_order = [encoder().pairs(pairs[i : i + size])[0] for i in range(0, len(pairs), size)]
+    without = sum(len(packed.row.tokens) for packed in pack(in_order, 1000))
+    assert in_portions - at_once < 0.1 * (without - at_once)
+
+
 def test_what_may_not_fit_is_tokenized_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(portions, "PORTION_CHARACTERS", 1)
     pairs = [("The cat", " sat"), ("The dog " * 40, " ran")]
     short, long = encoder(64).portions(pairs)
     assert (long.cut, long.longest) == (1, 65)
     bound = short.longest
-    assert len(short.requests[0].tokens) == short.longest < bound
+    assert len(short.tokenized()[0].tokens) == short.longest < bound
     with pytest.raises(UserError, match="cannot be scored by a model with a context of 64"):
         encoder(64).portions([("The cat", " ran" * 200)])
 

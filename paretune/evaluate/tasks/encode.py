@@ -105,7 +105,7 @@ class Encoder:
             numbers = [first + index for index in indices]
             portion = Portion(numbers, partial(self.pairs, part), most_tokens(part))
             if portion.longest > self.max_length:
-                portion.requests  # noqa: B018
+                portion.tokenized()
             found.append(portion)
         return found
 

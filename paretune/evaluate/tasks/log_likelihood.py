@@ -59,7 +59,7 @@ class LogLikelihoods:
         found = [(packed, *arms.tree(packed.row)) for packed in self._rows(arms)]
         if self._longest > bound and self.refusal(arms) is not None:
             return self._plain(arms)  # a tokenizer gave more tokens than the bound
-        size = sum(len(portion.requests) for portion in self._portions)
+        size = sum(len(portion.tokenized()) for portion in self._portions)
         if not found:
             return np.zeros((arms.count, size)), np.ones((arms.count, size), dtype=np.bool_)
         # Read back at the end and at once, so that a GPU never waits for the host
@@ -87,7 +87,7 @@ class LogLikelihoods:
         if capacity not in self._packed:
             kept: list[Packed] = []
             computed = 0
-            for packed in pack((each.requests for each in self._portions), capacity):
+            for packed in pack((each.tokenized() for each in self._portions), capacity):
                 computed += len(packed.row.tokens)
                 if arms.device.type == "cuda":
                     # One shape, for which the model is compiled once
@@ -105,7 +105,7 @@ class LogLikelihoods:
 
     def _tokenized(self) -> list[Scored]:
         """All requests, portion by portion."""
-        return [request for portion in self._portions for request in portion.requests]
+        return [request for portion in self._portions for request in portion.tokenized()]
 
     def _capacity(self, arms: ArmModel) -> int:
         if arms.device.type == "cpu":

@@ -22,12 +22,11 @@ class Portion:
     What cannot be tokenized fails each time anew, so no request is ever left out.
 
     Args:
-        make: the requests, and how many of them were cut.
-        longest: a bound on the tokens of each.
+        make: gives the requests, and how many of them were cut.
 
     Attributes:
         numbers: of the requests, among those of all portions.
-        longest: no request has more tokens; exact once they are tokenized.
+        longest: no request has more tokens; a bound at first, exact once they are tokenized.
         cut: how many were cut, once they are tokenized.
     """
 
@@ -43,9 +42,8 @@ class Portion:
         self.longest = longest
         self.cut = 0
 
-    @property
-    def requests(self) -> Sequence[Scored]:
-        """The requests, in order."""
+    def tokenized(self) -> Sequence[Scored]:
+        """The requests, in the order of ``numbers``."""
         if self._make is not None:
             self._requests, self.cut = self._make()
             self.longest = max((len(each.tokens) for each in self._requests), default=0)

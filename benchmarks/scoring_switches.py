@@ -29,10 +29,11 @@ from scoring import (
 )
 from scoring import CLAIMS as SCORING
 from transformers import AttentionInterface
+from transformers.integrations.flex_attention import flex_attention_forward
 
 from paretune.evaluate.tasks import log_likelihood
 from paretune.evaluate.tasks.encode import Encoder
-from paretune.model import packed, tree
+from paretune.model import tree
 from paretune.model.regions import Compiler, Regions
 from paretune.model.trainee import ArmView, Trainee
 from paretune.study.config import Base
@@ -68,26 +69,19 @@ def rows_of(tokens: int) -> Switch:
     return lambda _: patch.multiple(log_likelihood, **dict.fromkeys(names, tokens))
 
 
-def tiles(block: int, **options: int) -> Switch:
-    """Attention's mask in blocks of so many tokens, and its kernel with other settings."""
+@contextmanager
+def flex(view: ArmView) -> Iterator[None]:
+    """Attention in FlexAttention, without our own kernel."""
 
-    def attend(*args: Any, **settings: Any) -> Any:
-        return tree.attend_in_tree(*args, **settings, kernel_options=options)
+    def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, **settings: Any) -> Any:
+        return flex_attention_forward(module, query, key, value, mask, **settings)
 
-    @contextmanager
-    def switch(view: ArmView) -> Iterator[None]:
-        AttentionInterface.register(tree.TREE, attend)
-        try:
-            with (
-                patch.object(tree, "BLOCK", block),
-                patch.object(packed, "BLOCK", block),
-                compiled_by(Compiler())(view),
-            ):
-                yield
-        finally:
-            AttentionInterface.register(tree.TREE, tree.attend_in_tree)
-
-    return switch
+    AttentionInterface.register(tree.TREE, attend)
+    try:
+        with compiled_by(Compiler())(view):
+            yield
+    finally:
+        AttentionInterface.register(tree.TREE, tree.attend_in_tree)
 
 
 DEFAULT: Switch = lambda _: nullcontext()  # noqa: E731
@@ -96,9 +90,7 @@ ONE_MODEL: dict[str, Switch] = {
     "rows of 8,192 tokens": rows_of(8192),
     "rows of 32,768 tokens": rows_of(32_768),
     "kernels chosen by timing": AUTOTUNED,
-    "attention in blocks of 64": tiles(64, BLOCK_M=64, BLOCK_N=64, num_warps=4),
-    "attention in blocks of 64, tiles of 64 x 32": tiles(64, BLOCK_M=64, BLOCK_N=32, num_warps=4),
-    "attention in tiles of 128 x 32": tiles(128, BLOCK_M=128, BLOCK_N=32),
+    "attention in FlexAttention": flex,
 }
 SEVERAL: dict[str, Switch] = {
     "rows of 1,024 tokens an arm": rows_of(1024),

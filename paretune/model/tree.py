@@ -16,8 +16,9 @@ from transformers import AttentionInterface
 from transformers.integrations.flex_attention import flex_attention_forward
 
 BLOCK = 128  # of FlexAttention, in queries and in keys
-# Of our own kernel: rows of a tile of queries, places of a block of keys, and sizes of heads
-ROWS, KEYS = 128, 64
+# Of our own kernel: rows of a tile of queries and places of a block of keys (the fastest of twelve
+# forms at the shapes of Llama-3.2-1B and Llama-2-7B on an H100), and sizes of heads
+ROWS, KEYS = 64, 32
 SIZES = (16, 32, 64, 128)
 
 
@@ -95,7 +96,11 @@ def block_mask(ends_S: torch.Tensor, *, tile: int | None = None) -> Any:
         return (key <= query) & (query < ends_S[key])
 
     mask: Any = BlockMask.from_kv_blocks(
-        *_indices(partial), *_indices(full), BLOCK_SIZE=BLOCK, mask_mod=mask_mod
+        *_indices(partial),
+        *_indices(full),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=mask_mod,
+        compute_q_blocks=False,  # which only a backward pass reads
     )
     own = None if tile is None else (ends_S.to(torch.int32), *seen_blocks(ends_S, tile, KEYS))
     mask.own = own

@@ -70,7 +70,7 @@ def attend(
     blocks_TB: torch.Tensor,
     scale: float,
     num_warps: int = 4,
-    num_stages: int = 2,
+    num_stages: int = 3,
 ) -> torch.Tensor:
     """Attention [B, S, H, d] in which each token sees itself and its ancestors.
 

@@ -59,10 +59,10 @@ PORTIONS = {
         Step("cohort.py --rows switches_3b", 180),
     ),
     "cohort": (
-        Step("cohort.py --rows mixed_ranks", 100),
-        Step("cohort.py --rows instruct", 150, 300),
-        Step("cohort.py --rows rounding", 100, 240),
-        Step("cohort.py --rows labels_3b", 110, 240),
+        Step("cohort.py --rows rounding", 80, 240),
+        Step("cohort.py --rows labels_3b", 80, 240),
+        Step("cohort.py --rows instruct", 110, 300),
+        Step("cohort.py --rows mixed_ranks", 85),
     ),
     # What needs 100 GiB of device memory; then rows that were measured beside one peer's memory
     "large": (
@@ -80,8 +80,8 @@ PORTIONS = {
     ),
     "scoring": (
         Step("-m pytest tests/kernels -q", 30, 90),
-        Step("scoring.py --rows hellaswag_1b", 115, 150),
-        Step("scoring.py --rows arms_1b", 320, 420),
+        Step("scoring.py --rows hellaswag_1b", 100, 150),
+        Step("scoring.py --rows arms_1b", 280, 420),
     ),
     "scoring_7b": (
         Step("-m pytest tests/kernels -q", 30, 90),

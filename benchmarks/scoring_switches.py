@@ -22,6 +22,7 @@ from scoring import (
     ARMS,
     DTYPE,
     Pairs,
+    compiled_from,
     drifted_cohort,
     requests,
     timed,
@@ -105,7 +106,7 @@ def switched(title: str, work: str, view: ArmView, pairs: Pairs, switches: Any) 
     portions = encoder.portions(pairs)
 
     def seconds(switch: Switch) -> float:
-        with switch(view):
+        with switch(view), compiled_from(0):
             likelihoods = log_likelihood.LogLikelihoods(portions)
             likelihoods.score(view)  # packs and compiles
             return timed(lambda: likelihoods.score(view))[0]

@@ -85,10 +85,13 @@ class ArmModel(Protocol):
         """Whether long rows packed as trees cost no more a token than short ones."""
         ...
 
-    def tree(self, row: TreeRow) -> tuple[torch.Tensor, torch.Tensor]:
+    def tree(self, row: TreeRow, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probability of each token that ``row`` asks for, and the likeliest in its place.
 
         [K, M] each; ties go to the first token of the vocabulary.
+
+        Args:
+            tokens: about how many tokens the sequences of all rows have, of which this is one.
         """
         ...
 

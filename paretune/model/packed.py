@@ -27,6 +27,9 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.08, torch.float16: 0.02}
 # many in sight 0.5
 _TIMES_ROUNDING = 2
 _MOST = 0.25
+# Operations of scoring, counted without what sequences share, from which on it pays to compile a
+# model's blocks. It takes 5 to 10 s; a device does these in about that time
+COMPILED_FROM = 8e15
 _NUDGED = 251  # one value in so many of the embeddings; odd, so that no one channel has them all
 
 
@@ -58,6 +61,8 @@ class PackedModel:
         self._device = device
         self._flex = device.type == "cuda" if flex is None else flex
         self._regions = Regions(model) if self._flex else None
+        self._parameters = sum(each.numel() for each in model.parameters())
+        self._kernel = False  # our own attention, which is fast without a compiler
         self._refusal: str | None = None
         self._checked = False
 
@@ -98,6 +103,16 @@ class PackedModel:
         if self._head is not None:
             return asked_of_hidden(out[0][:, places_P], self._head, row.asked, row.targets)
         return asked_of_logits(out.logits[:, places_P], row.asked, row.targets)
+
+    def pays(self, tokens: int) -> bool:
+        """Whether so much is to be scored that blocks are worth compiling.
+
+        FlexAttention is slow without.
+
+        Args:
+            tokens: of all sequences of all arms.
+        """
+        return not self._kernel or 2 * self._parameters * tokens >= COMPILED_FROM
 
     @property
     def sparse(self) -> bool:
@@ -204,7 +219,9 @@ class PackedModel:
         config._attn_implementation = TREE
         try:
             tile = tile_tokens(config) if self._device.type == "cuda" else None
-            yield block_mask(ends_S, tile=tile)
+            mask = block_mask(ends_S, tile=tile)
+            yield mask
+            self._kernel |= mask.served
         finally:
             config._attn_implementation = before
 

@@ -76,6 +76,7 @@ def block_mask(ends_S: torch.Tensor, *, tile: int | None = None) -> Any:
 
     Args:
         tile: tokens of a tile of our own kernel, which is used where it serves; None: never.
+            The mask's ``served`` tells afterwards whether it was, in code that is not compiled.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -103,7 +104,7 @@ def block_mask(ends_S: torch.Tensor, *, tile: int | None = None) -> Any:
         compute_q_blocks=False,  # which only a backward pass reads
     )
     own = None if tile is None else (ends_S.to(torch.int32), *seen_blocks(ends_S, tile, KEYS))
-    mask.own = own
+    mask.own, mask.served = own, False
     return mask
 
 
@@ -197,6 +198,8 @@ def attend_in_tree(
     if own is not None and _serves(query, key, value_BHSd, settings):
         scale = settings.get("scaling")
         scale = query.shape[-1] ** -0.5 if scale is None else scale
+        if not torch.compiler.is_compiling():
+            attention_mask.served = True
         return _attend(query, key, value_BHSd, *own, scale), None
     out: tuple[torch.Tensor, torch.Tensor | None] = flex_attention_forward(
         module, query, key, value_BHSd, attention_mask, **settings

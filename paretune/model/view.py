@@ -95,8 +95,12 @@ class ArmView:
         return self._trainee.packed.sparse
 
     @torch.no_grad()
-    def tree(self, row: TreeRow) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probability of what a packed row asks for, and the likeliest tokens: [K, M] each."""
+    def tree(self, row: TreeRow, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probability of what a packed row asks for, and the likeliest tokens: [K, M] each.
+
+        Args:
+            tokens: about how many tokens the sequences of all rows have, of which this is one.
+        """
         packed = self._trainee.packed
         with self._trainee.applied(self._group):
-            return packed.scores(row, self.count)
+            return packed.scores(row, self.count, compiled=packed.pays(self.count * tokens))

@@ -119,9 +119,11 @@ class Member:
         """``ArmView.tree_refusal``."""
         return self.view(group).tree_refusal(longest)
 
-    def tree(self, group: int | None, row: TreeRow) -> tuple[torch.Tensor, torch.Tensor]:
+    def tree(
+        self, group: int | None, row: TreeRow, tokens: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """``ArmView.tree``."""
-        return self.view(group).tree(row)
+        return self.view(group).tree(row, tokens)
 
 
 class Leader:
@@ -257,9 +259,9 @@ class LedView:
         """Whether long packed rows cost no more a token than short ones."""
         return self._leader.member.view(self._of).sparse_trees
 
-    def tree(self, row: TreeRow) -> tuple[torch.Tensor, torch.Tensor]:
+    def tree(self, row: TreeRow, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities and likeliest tokens of a packed row: [K, M] each."""
-        found: tuple[torch.Tensor, torch.Tensor] = self._leader.call("tree", self._of, row)
+        found: tuple[torch.Tensor, torch.Tensor] = self._leader.call("tree", self._of, row, tokens)
         return found
 
 

@@ -135,9 +135,9 @@ class Watched:
     def tree_refusal(self, longest: int) -> str | None:
         return "too long" if self.window and longest > self.window else None
 
-    def tree(self, row: Any) -> Any:
+    def tree(self, row: Any, tokens: int) -> Any:
         self.told.append("tree")
-        return self.view.tree(row)
+        return self.view.tree(row, tokens)
 
     def logits(self, *given: Any) -> Any:
         self.told.append("logits")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from paretune.evaluate.tasks.pack import Scored, pack
-from paretune.model.tree import seen_blocks
+from paretune.model.tree import TREE, block_mask, dense_mask, seen_blocks, tile_tokens
 
 
 def tree_of(seed: int) -> torch.Tensor:
@@ -61,3 +62,36 @@ def test_equals_a_dense_mask(
     ).transpose(1, 2)
     assert got.shape == expected.shape
     torch.testing.assert_close(got.double(), expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("heads", [6, 4])
+@torch.no_grad()
+def test_a_models_attention_is_the_kernel_also_where_it_is_compiled(
+    heads: int, device: torch.device
+) -> None:
+    config = LlamaConfig(
+        vocab_size=99,
+        hidden_size=16 * heads,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=heads,
+        num_key_value_heads=2,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).to(device, torch.float16).eval()
+    ends = tree_of(1).to(device)
+    ids = torch.randint(0, 99, (2, len(ends)), device=device)
+    rows = {"input_ids": ids, "position_ids": torch.arange(len(ends), device=device)[None] % 50}
+    model.config._attn_implementation = "sdpa"
+    expected = model(**rows, attention_mask=dense_mask(ends, model, torch.float16)).logits
+    model.config._attn_implementation = TREE
+    mask = block_mask(ends, tile=tile_tokens(config))
+    found = model(**rows, attention_mask=mask).logits
+    assert mask.served
+    for block in model.model.layers:
+        block.forward = torch.compile(block.forward, dynamic=False, backend="aot_eager")
+    mask = block_mask(ends, tile=tile_tokens(config))
+    compiled = model(**rows, attention_mask=mask).logits
+    assert not mask.served, "known of plain code only"
+    for each in (found, compiled):
+        assert (each - expected).float().norm() < 5e-3 * expected.float().norm()

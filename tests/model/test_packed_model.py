@@ -76,7 +76,7 @@ def summed(view: ArmView, asked: list[Scored]) -> np.ndarray:
     """Log-likelihoods [K, N] from packed rows."""
     total = np.zeros((view.count, len(asked)))
     for packed in pack([asked], 150):
-        log_p_KM, _ = view.tree(packed.row)
+        log_p_KM, _ = view.tree(packed.row, 40)
         for arm in range(view.count):
             np.add.at(total[arm], packed.request, log_p_KM[arm].double().numpy())
     return total
@@ -290,3 +290,12 @@ def test_blocks_that_cannot_be_compiled_score_all_the_same(
     for a, b in zip(packed.scores(row, 1), plain, strict=True):
         torch.testing.assert_close(a, b)
     assert "scoring goes on uncompiled" in caplog.text
+
+
+def test_little_is_not_worth_compiling_for_where_attention_is_our_own(tmp_path: Path) -> None:
+    tf.LlamaForCausalLM(CONFIGS["llama"]()).save_pretrained(tmp_path)
+    packed = frozen(Base(name=str(tmp_path)), CPU).packed
+    assert packed.pays(1), "FlexAttention is slow uncompiled"
+    packed._kernel = True
+    assert not packed.pays(10**6)
+    assert packed.pays(10**14)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from paretune.errors import UserError
 from paretune.evaluate.tasks.pack import Scored
-from paretune.evaluate.tasks.portions import Pair, Portion, most_tokens, parted
+from paretune.evaluate.tasks.portions import Pair, Portion, about_tokens, most_tokens, parted
 
 # The backend's answer where neither model nor tokenizer knows its context's length
 UNKNOWN_LENGTH = 2048
@@ -103,7 +103,8 @@ class Encoder:
         for indices in parted(pairs):
             part = [pairs[index] for index in indices]
             numbers = [first + index for index in indices]
-            portion = Portion(numbers, partial(self.pairs, part), most_tokens(part))
+            make = partial(self.pairs, part)
+            portion = Portion(numbers, make, most_tokens(part), about_tokens(part))
             if portion.longest > self.max_length:
                 portion.tokenized()
             found.append(portion)

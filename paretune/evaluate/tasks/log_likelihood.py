@@ -56,7 +56,8 @@ class LogLikelihoods:
     def _by_trees(self, arms: ArmModel) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """The same from packed rows, portion by portion."""
         bound = self._longest
-        found = [(packed, *arms.tree(packed.row)) for packed in self._rows(arms)]
+        tokens = sum(portion.size for portion in self._portions)
+        found = [(packed, *arms.tree(packed.row, tokens)) for packed in self._rows(arms)]
         if self._longest > bound and self.refusal(arms) is not None:
             return self._plain(arms)  # a tokenizer gave more tokens than the bound
         size = sum(len(portion.tokenized()) for portion in self._portions)

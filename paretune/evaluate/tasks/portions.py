@@ -12,6 +12,8 @@ from paretune.evaluate.tasks.pack import Scored
 PORTION_CHARACTERS = 2**18
 # Tokens that a tokenizer may add to a text: of beginning and end, and a space before it
 ADDED_TOKENS = 4
+# Characters of a token, about, where that is enough to know
+TOKEN_CHARACTERS = 4
 
 Pair = tuple[str, str]
 
@@ -27,6 +29,7 @@ class Portion:
     Attributes:
         numbers: of the requests, among those of all portions.
         longest: no request has more tokens; a bound at first, exact once they are tokenized.
+        size: about how many tokens all of them have; it stays as it is.
         cut: how many were cut, once they are tokenized.
     """
 
@@ -35,8 +38,10 @@ class Portion:
         numbers: Sequence[int],
         make: Callable[[], tuple[Sequence[Scored], int]],
         longest: int,
+        size: int,
     ) -> None:
         self.numbers = numbers
+        self.size = size
         self._make: Callable[[], tuple[Sequence[Scored], int]] | None = make
         self._requests: Sequence[Scored] = ()
         self.longest = longest
@@ -54,7 +59,8 @@ class Portion:
 def made(requests: Sequence[Scored], first: int = 0) -> Portion:
     """A portion of requests that are tokenized already, numbered from ``first`` on."""
     longest = max((len(request.tokens) for request in requests), default=0)
-    return Portion(range(first, first + len(requests)), lambda: (requests, 0), longest)
+    size = sum(len(request.tokens) for request in requests)
+    return Portion(range(first, first + len(requests)), lambda: (requests, 0), longest, size)
 
 
 def parted(pairs: Sequence[Pair]) -> Iterator[list[int]]:
@@ -75,6 +81,11 @@ def parted(pairs: Sequence[Pair]) -> Iterator[list[int]]:
             portion, size = [], 0
     if portion:
         yield portion
+
+
+def about_tokens(pairs: Iterable[Pair]) -> int:
+    """Roughly how many tokens pairs have together."""
+    return sum(len(context) + len(more) for context, more in pairs) // TOKEN_CHARACTERS
 
 
 def most_tokens(pairs: Iterable[Pair]) -> int:

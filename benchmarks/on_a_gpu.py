@@ -64,10 +64,14 @@ PORTIONS = {
         Step("cohort.py --rows instruct", 110, 300),
         Step("cohort.py --rows mixed_ranks", 85),
     ),
-    # What needs 100 GiB of device memory; then rows that were measured beside one peer's memory
+    # What needs 100 GiB of device memory
     "large": (
         Step("cohort.py --rows full_7b", 90),
         Step("decoding.py --rows cohort_7b", 130, 220),
+    ),
+    # Rows that were measured on one kind of device only, or beside one peer's memory
+    "again": (
+        Step("cohort.py --rows lora_7b", 60),
         Step("cohort.py --rows lora_1b,lora_01b,lora_3b", 240, 400),
     ),
     # Give it again until both say done: each goes on where it stopped, in the same --work

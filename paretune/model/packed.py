@@ -62,7 +62,9 @@ class PackedModel:
         self._flex = device.type == "cuda" if flex is None else flex
         self._regions = Regions(model) if self._flex else None
         self._parameters = sum(each.numel() for each in model.parameters())
-        self._kernel = False  # our own attention, which is fast without a compiler
+        # Our own attention, which is fast without a compiler: its tiles, and whether it is in use
+        self._tile = tile_tokens(model.config.get_text_config(decoder=True)) if self._flex else None
+        self._kernel = False
         self._refusal: str | None = None
         self._checked = False
 
@@ -142,9 +144,19 @@ class PackedModel:
                 reason = self._differs(packed_KM, chains, count)
             except (TypeError, ValueError, RuntimeError, NotImplementedError, IndexError) as error:
                 reason = f"its forward pass takes no tree ({type(error).__name__})"
-            if reason is None or not self._flex:
+            except Exception as error:  # of Triton's own kinds, on a device that it does not know
+                if self._tile is None:
+                    raise
+                reason = f"its attention's kernel fails ({first_line(error)})"
+            if reason is None:
+                return None
+            if self._tile is not None:
+                LOG.debug("FlexAttention rather than our own kernel: %s", reason)
+                self._tile, self._kernel = None, False
+            elif self._flex:
+                self._flex, self._regions = False, None
+            else:
                 return reason
-            self._flex, self._regions = False, None
 
     def _differs(self, packed_KM: torch.Tensor, chains: list[TreeRow], count: int) -> str | None:
         """By how much a tree is apart from its chains, where that is more than rounding.
@@ -218,8 +230,7 @@ class PackedModel:
         before = config._attn_implementation
         config._attn_implementation = TREE
         try:
-            tile = tile_tokens(config) if self._device.type == "cuda" else None
-            mask = block_mask(ends_S, tile=tile)
+            mask = block_mask(ends_S, tile=self._tile)
             yield mask
             self._kernel |= mask.served
         finally:

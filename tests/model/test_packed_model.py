@@ -15,6 +15,7 @@ import transformers.integrations.flex_attention as flex
 from torch.nn.attention.flex_attention import flex_attention
 
 from paretune.evaluate.tasks.pack import Scored, pack
+from paretune.model import tree
 from paretune.model.lora_cohort import lora_cohort
 from paretune.model.packed import PackedModel, _sample_tree
 from paretune.model.regions import Compiler, Regions
@@ -299,3 +300,30 @@ def test_little_is_not_worth_compiling_for_where_attention_is_our_own(tmp_path: 
     packed._kernel = True
     assert not packed.pays(10**6)
     assert packed.pays(10**14)
+
+
+def test_a_device_that_our_kernel_does_not_know_has_flex_attention(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NotForThisDevice(Exception):
+        """Triton's own errors are no RuntimeErrors."""
+
+    def attend(*_: object) -> torch.Tensor:
+        raise NotForThisDevice("out of resource: shared memory")
+
+    def flex_attend(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, training: bool = False, **settings: Any
+    ) -> Any:
+        return flex_attention(q, k, v, **settings)
+
+    monkeypatch.setattr(tree, "_attend", attend)
+    monkeypatch.setattr(flex, "compile_friendly_flex_attention", flex_attend)
+    config = tf.LlamaConfig(**{**SMALL, "hidden_size": 64})
+    tf.LlamaForCausalLM(config).half().save_pretrained(tmp_path)
+    trainee = frozen(Base(name=str(tmp_path)), CPU)
+    trainee.model.half()
+    packed = PackedModel(trainee.model, trainee.forward, None, CPU, flex=True)
+    assert packed._tile is not None
+    assert packed.refusal(1, 40) is None
+    assert (packed._tile, packed._flex) == (None, True)
+    assert packed.pays(1)

@@ -92,6 +92,7 @@ PORTIONS = {
         Step("scoring.py --rows hellaswag_7b", 330, 500),
     ),
     "scoring_switches": (
+        Step("scoring_switches.py --rows tree_attention", 45, 120),
         Step("scoring_switches.py --rows several_arms_1b", 170, 280),
         Step("scoring_switches.py --rows one_model_1b", 280, 360),
     ),

@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 import torch
 from claims import CARD, DEVICE, Claims
-from cohort_models import random_model
+from cohort_models import config, random_model
 from measurements import row
 from scoring import (
     ARMS,
@@ -34,6 +34,7 @@ from transformers.integrations.flex_attention import flex_attention_forward
 
 from paretune.evaluate.tasks import log_likelihood
 from paretune.evaluate.tasks.encode import Encoder
+from paretune.evaluate.tasks.pack import pack
 from paretune.model import tree
 from paretune.model.regions import Compiler, Regions
 from paretune.model.trainee import ArmView, Trainee
@@ -153,6 +154,50 @@ def several_arms_1b() -> Rows:
     work = f"HellaSwag, {len(pairs) // 4:,} documents, {ARMS} LoRA arms (r 16), 1B shape"
     view = cohort.view(cohort.passes[0])
     yield from switched("scoring twelve arms", work, view, pairs, SEVERAL)
+
+
+@CLAIMS
+def tree_attention() -> Rows:
+    """One layer's attention over a packed row of HellaSwag: our kernel beside FlexAttention."""
+    SCORING.tiny, SCORING.shared = CLAIMS.tiny, CLAIMS.shared
+    encoder = Encoder(tokenizer_of_english(), config("1b"))
+    portions = encoder.portions(requests()["hellaswag"][:4000])
+    for shape, arms, length in (("1b", 1, 16_384), ("7b", 1, 16_384), ("1b", ARMS, 2048)):
+        of = config(CLAIMS.shape(shape))
+        length = 1024 if CLAIMS.tiny else length
+        packed_row = next(pack((each.tokenized() for each in portions), length)).row.padded(length)
+        ends = torch.from_numpy(packed_row.ends).to(DEVICE)
+        sizes = (of.num_attention_heads, of.num_key_value_heads, of.num_key_value_heads)
+        size = of.hidden_size // of.num_attention_heads
+        inputs = [
+            torch.randn(arms, length, heads, size, device=DEVICE, dtype=DTYPE).transpose(1, 2)
+            for heads in sizes
+        ]
+
+        @torch.no_grad()
+        def seconds(
+            tile: int | None, inputs: list[torch.Tensor] = inputs, ends: torch.Tensor = ends
+        ) -> float:
+            mask = tree.block_mask(ends, tile=tile)
+            module = torch.nn.Module().eval()
+            run = torch.compile(lambda: tree.attend_in_tree(module, *inputs, mask)[0])
+            times = 1 if CLAIMS.tiny else 20
+            run()
+            run()
+            return timed(lambda: [run() for _ in range(times)])[0] / times
+
+        flexible, own = seconds(None), seconds(tree.tile_tokens(of))
+        yield row(
+            "scoring: attention of one layer",
+            f"{shape.upper()} shape, {arms} x {length:,} tokens of HellaSwag",
+            "s",
+            our_value=own,
+            peer="FlexAttention",
+            peer_value=flexible,
+            ratio=flexible / own,
+            goal="stated, not fixed",
+            device=CARD,
+        )
 
 
 if __name__ == "__main__":

@@ -155,8 +155,8 @@ def compare(task: Task, side: Side) -> list[dict[str, Any]]:
 
 def agreement(built: Benchmarks, view: Any, answers: list[Any]) -> tuple[float, float | None, str]:
     """Largest difference of log-likelihoods, or how many written answers are equal, of how many."""
-    if built.likelihoods.requests:
-        nats, _ = built.likelihoods.score(view)
+    nats, _ = built.likelihoods.score(view)
+    if nats.size:
         gap = float(np.abs(nats[0] - [answer[0] for answer in answers]).max())
         return gap, None, "log-likelihoods: largest difference"
     (written,) = built.writing.answers(view)

@@ -30,9 +30,19 @@ GOALS = {12: 8.0, 1: 1.7}
 
 @CLAIMS
 def instruct() -> Rows:
-    """Twelve arms, and one, on pairs."""
-    name = CLAIMS.shape("3b")
-    batch, length = (2, 128) if CLAIMS.tiny else (4, 1024)
+    """Twelve arms, and one, on pairs; four rows of each in a step."""
+    return on_pairs(2 if CLAIMS.tiny else 4)
+
+
+@CLAIMS
+def instruct_small() -> Rows:
+    """The same with one row of each in a step: as many tokens as in lora_3b."""
+    return on_pairs(1)
+
+
+def on_pairs(batch: int) -> Rows:
+    """Twelve arms, and one, on packed pairs, beside TRL's ways with one arm."""
+    name, length = CLAIMS.shape("3b"), 128 if CLAIMS.tiny else 1024
     tokens = tokenizer(CLAIMS.shared / "models" / "english-30m")
     chosen = pairs(CLAIMS.shared / "data" / "instruct", 200 if CLAIMS.tiny else 6000)
     own: dict[int, tuple[Timing, str]] = {}
@@ -74,7 +84,7 @@ def trl(
     name: str, chosen: list[Pair], tokens: Any, folder: Path, *, batch: int, length: int
 ) -> list[tuple[str, tuple[Timing, float]]]:
     """Both of TRL's ways with one arm, each with the tokens of a step."""
-    warm, steps = (2, 2) if CLAIMS.tiny else (3, 6)
+    warm, steps = (2, 2) if CLAIMS.tiny else (3, 24 // batch)
     # Of padded batches the largest that fits: the first one holds the longest pairs
     ways = {"packed rows (bfd)": (True, [batch])}
     ways |= {"padded, grouped by length": (False, [6 * batch, 3 * batch])}

@@ -61,6 +61,7 @@ PORTIONS = {
     "cohort": (
         Step("cohort.py --rows rounding", 80, 240),
         Step("cohort.py --rows labels_3b", 80, 240),
+        Step("cohort.py --rows instruct_small", 90, 240),
         Step("cohort.py --rows instruct", 110, 300),
         Step("cohort.py --rows mixed_ranks", 85),
     ),

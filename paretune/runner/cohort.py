@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from paretune.model.export import save_adapter, save_full
 from paretune.model.full_cohort import full_cohort
 from paretune.model.layers import linear_layers
 from paretune.model.load import load_shape
 from paretune.model.lora_cohort import lora_cohort
 from paretune.model.shape import model_shape
 from paretune.model.trainee import Trainee, full_arm
+from paretune.runner.checkpoints import Checkpoints
 from paretune.runner.complete import has, reached
 from paretune.runner.device import most_memory
 from paretune.runner.ledger import Ledger
@@ -24,6 +26,7 @@ from paretune.runner.progress import Progress
 from paretune.runner.repair import Repair, Say
 from paretune.runner.stop import STOP
 from paretune.runner.workspace import Workspace
+from paretune.runner.writes import Writes
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
 from paretune.train.legs import Leg
@@ -46,10 +49,20 @@ _QUICK_SECONDS, _REST = 1.0, 9.0
 
 @dataclass
 class Seconds:
-    """Time one process spent, by phase."""
+    """Time one process spent, by phase.
+
+    Attributes:
+        start: the device, and what is checked before the study's folder exists.
+        load: building cohorts on the device.
+        save: waiting for states; what is written while arms are scored takes no time of its own.
+        other: data, tasks, and the base's scores.
+    """
 
     train: float = 0.0
     score: float = 0.0
+    save: float = 0.0
+    load: float = 0.0
+    start: float = 0.0
     other: float = 0.0
 
 
@@ -78,8 +91,10 @@ class CohortRun:
             say: told of damaged files that were set aside.
             log: keeps an event and its facts.
         """
+        began = time.monotonic()
         self.log = log
         self._pace_began = 0.0
+        self._writes = Writes()
         self.guard = guard
         self.repair = Repair(ledger, say)
         self.workspace = workspace
@@ -96,7 +111,9 @@ class CohortRun:
         self.trainer, self.trainee = trainer, trainer.trainee
         self.arms = self.trainee.arms
         self.meta = load_shape(config.base)
-        self.transposed = any(layer.transposed for layer in linear_layers(self.meta).values())
+        transposed = any(layer.transposed for layer in linear_layers(self.meta).values())
+        self.checkpoints = Checkpoints(workspace, ledger, transposed=transposed)
+        seconds.load += time.monotonic() - began
 
     def run(self) -> None:
         """Train and score until every budget of every arm is done."""
@@ -104,9 +121,10 @@ class CohortRun:
         for arm in self.arms:
             if self.ledger.status(arm.id)["state"] in ("planned", "done"):
                 self.ledger.set_status(arm.id, state="running")
-        for leg in self.legs:
-            if not self._complete(leg):
-                self._run_leg(leg)
+        with self._writes:
+            for leg in self.legs:
+                if not self._complete(leg):
+                    self._run_leg(leg)
         for arm in self.arms:
             if self.ledger.status(arm.id)["state"] == "running":
                 self.ledger.set_status(arm.id, state="done")
@@ -138,12 +156,16 @@ class CohortRun:
             now = time.monotonic()
             pause = t + 1 in leg.stops or STOP.asked
             if pause or now - saved > every:
+                self.trainer.seconds_until_idle()  # the device's steps are no part of the save
+                now = time.monotonic()
+                self._spent("train", now - started)
                 self._save(leg, t + 1)
+                if t + 1 not in leg.scored or STOP.asked:
+                    self._settle(leg, t + 1)
                 saved = time.monotonic()
                 every = _between_saves(asked, saved - now)
-                now = saved
-                self._spent("train", now - started)
-                started = now
+                self._spent("save", saved - now)
+                started = saved
             STOP.now()
             if t + 1 in leg.scored:
                 with STOP.at_once():
@@ -176,7 +198,7 @@ class CohortRun:
         )
 
     def _save(self, leg: Leg, step: int) -> None:
-        """Flush curves and write every arm's state.
+        """Flush curves and begin to write every arm's state; no step may come before it is written.
 
         The state before it stays until the next call, in case this one turns out damaged.
         """
@@ -189,9 +211,21 @@ class CohortRun:
             shutil.rmtree(place, ignore_errors=True)
             shards = self.trainer.save_shards(position, place)
             tensors, watch = self.trainer.state(position)
-            save_state(self._states(arm), leg.name, step, tensors, watch, shards=shards)
-        self._saved = step
-        self._note_verdicts(leg, step, moved=True)
+            size, tensors = _on_host(tensors)
+            write = partial(save_state, shards=shards)
+            given = (self._states(arm), leg.name, step, tensors, watch)
+            self._writes.start(size, partial(self._guarded, write, *given))
+
+    def _guarded(self, write: Callable[..., None], *given: Any) -> None:
+        self.guard()
+        write(*given)
+
+    def _settle(self, leg: Leg, step: int) -> None:
+        """Wait for what :meth:`_save` has begun."""
+        self._writes.finish()
+        if self._saved != step:
+            self._saved = step
+            self._note_verdicts(leg, step, moved=True)
 
     def _note_verdicts(self, leg: Leg, step: int, *, moved: bool) -> None:
         """Write which arms have diverged, and after a step how far all of them are."""
@@ -227,34 +261,30 @@ class CohortRun:
             if not positions:
                 continue
             results = self.workspace.suite.score(self.trainee.view(group))
+            # States are on disk before checkpoints, and these before the scores that they gave
+            self._settle(leg, step)
+            for position in positions:
+                self._checkpoint(position, tokens)
+            self._writes.finish()
             for position in positions:
                 arm, items = self.arms[position], results[position - group.start]
                 self.guard()
-                self._checkpoint(position, tokens)
+                self.checkpoints.forget_earlier(arm, tokens)
                 if not self.ledger.scored(arm.id, tokens, self.metrics):
                     self.ledger.write_scores(arm.id, tokens, items)
                 shown = self.ledger.shown(arm.id, tokens, self.metrics)
                 self.progress.line(f"{arm.label}, {tokens:,} tokens: {shown}")
+        self._settle(leg, step)
         self._spent("score", time.monotonic() - started)
 
     def _checkpoint(self, position: int, tokens: int) -> None:
-        config = self.workspace.config
-        keep = config.checkpoints.keep
+        """Begin to write an arm's checkpoint, where it is kept and not there."""
         arm = self.arms[position]
-        if keep == "none":
-            return
-        if not self.ledger.checkpoint(arm.id, tokens).exists():
-            weights = self.trainer.weights(position)
-            with self.ledger.writing_checkpoint(arm.id, tokens) as folder:
-                if arm.method == "full":
-                    save_full(folder, weights, config.base)
-                else:
-                    save_adapter(folder, arm, weights, config.base, transposed=self.transposed)
-        if keep == "last":
-            for step in self.workspace.budgets:
-                if self.workspace.tokens(step) < tokens:
-                    earlier = self.ledger.checkpoint(arm.id, self.workspace.tokens(step))
-                    shutil.rmtree(earlier, ignore_errors=True)
+        if self.checkpoints.wanted(arm, tokens):
+            self.guard()
+            size, weights = _on_host(self.trainer.weights(position))
+            write = self.checkpoints.write
+            self._writes.start(size, partial(self._guarded, write, arm, tokens, weights))
 
     def _restore(self, leg: Leg) -> int:
         """Bring all arms to the latest step of ``leg`` that every one of them has on disk.
@@ -327,6 +357,15 @@ class CohortRun:
         for arm in self.arms:
             before = self.ledger.status(arm.id)["seconds"]
             self.ledger.set_status(arm.id, seconds=before + share, memory=memory)
+
+
+def _on_host(tensors: Mapping[str, torch.Tensor]) -> tuple[int, dict[str, torch.Tensor]]:
+    """Tensors in the host's memory, and their bytes.
+
+    A thread that copied them from a GPU could break the capture of a graph in another.
+    """
+    held = {name: value.detach().cpu() for name, value in tensors.items()}
+    return sum(value.nbytes for value in held.values()), held
 
 
 def _between_saves(asked: float, last: float) -> float:

@@ -127,6 +127,7 @@ class _Run:
     def __init__(
         self, study: Study, folder: Path, device: torch.device, progress: Progress, command: str
     ) -> None:
+        self._began = time.monotonic()
         self.study = study
         self.folder = folder
         self.device = device
@@ -148,6 +149,7 @@ class _Run:
         self.ledger.check_place()
         with explained(self.folder), self.leases, kept_threads():
             started = time.monotonic()
+            self.seconds.start += started - self._began
             check_free(self.device, self.leases.runners())
             with self._alone("study"):
                 work = self._set_up(trained)

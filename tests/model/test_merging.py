@@ -8,10 +8,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from torch._guards import TracingContext
 from torch.fx import GraphModule
 
 from paretune.data.blocks import Blocks
 from paretune.model.attention import attending
+from paretune.model.flat import Flat
 from paretune.model.layers import linear_layers
 from paretune.model.load import load_shape
 from paretune.model.lora_cohort import lora_cohort
@@ -20,7 +22,7 @@ from paretune.model.regions import Compiler, Regions
 from paretune.model.trainee import Trainee
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
-from paretune.train.piece import PieceRunner
+from paretune.train.piece import Piece, PieceRunner
 from paretune.train.schedule import Resolved
 from paretune.train.trainer import Trainer
 
@@ -59,6 +61,18 @@ def equal(got: list[torch.Tensor], expected: list[torch.Tensor], tolerance: floa
     """Equal to a share of each tensor's largest value."""
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=tolerance * float(b.abs().max()))
+
+
+class Symbols(Compiler):
+    """A compiler that counts the symbols in the shapes and places of what it is given."""
+
+    seen: ClassVar[list[int]] = []
+
+    def __call__(self, block: GraphModule, inputs: Any) -> Callable[..., Any]:
+        """Count, and go on."""
+        shapes = TracingContext.get().fake_mode.shape_env
+        self.seen.append(len(shapes.var_to_range))
+        return super().__call__(block, inputs)
 
 
 class Counting(Compiler):
@@ -147,3 +161,26 @@ def test_a_trained_cohort_is_the_same_whatever_the_compiler_does(
     plain = losses(Compiler("none"))
     both = Compiler("aot_eager_decomp_partition", merge=True, recompute=True)
     np.testing.assert_allclose(losses(both), plain, rtol=1e-5)
+
+
+def test_blocks_are_traced_without_symbols(tiny_base: Base) -> None:
+    """Views of a matrix of all arms would have one for each place, which takes seconds a block."""
+    Symbols.seen.clear()
+    trainee = cohort(tiny_base)
+    runner = PieceRunner(trainee, compiler=Symbols("eager"))
+    torch._dynamo.reset()
+    ids = torch.cat([IDS[:1]] * 4)
+    piece = Piece(ids, ids.roll(-1, 1), torch.ones(4))
+    runner.run(trainee.passes[0], piece, 0, 0)
+    assert Symbols.seen == [0]
+    flat = Flat([0, 1], {"A": (3, 2)}, arm_axis=True, device=CPU, copied=["A"])
+    flat.values.normal_()
+    flat.refresh()
+    assert torch.equal(flat.parameters["A"].flatten(1), flat.values[:, :6])
+    torch.testing.assert_close(flat.compute["A"].float(), flat.parameters["A"], rtol=0.01, atol=0)
+    grad = flat.parameters["A"].grad
+    assert grad is not None
+    grad.fill_(2)
+    assert flat.grad_norm().tolist() == pytest.approx([24**0.5] * 2), (
+        "a parameter's gradient is in the matrix"
+    )

@@ -8,7 +8,7 @@ shapes in one process, so here that limit is raised for as long as our own code 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -29,6 +29,18 @@ def forms_allowed(forms: int = _NO_LIMIT) -> AbstractContextManager[Any]:
 
     limits = {"recompile_limit": forms, "accumulated_recompile_limit": _NO_LIMIT}
     return config.patch(limits)  # type: ignore[no-any-return]
+
+
+def start_workers() -> None:
+    """Let the processes start that build a GPU's kernels, beside what comes before the first.
+
+    Each of them imports torch; what is compiled meanwhile is built one by one in this process. It
+    changes nothing but the time, so it may fail where torch has no such call.
+    """
+    with suppress(ImportError, AttributeError):
+        from torch._inductor.async_compile import maybe_warm_pool
+
+        maybe_warm_pool()  # as torch does at the first compilation; nothing without Triton
 
 
 def fused(

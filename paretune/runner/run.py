@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from paretune.errors import Damaged
+from paretune.model.compilation import start_workers
 from paretune.model.trainee import frozen, scoring_rows
 from paretune.runner.cohort import CohortRun, Seconds
 from paretune.runner.complete import ended, finished
@@ -103,6 +104,8 @@ def take_part(
     """
     where = choose(device)
     check_compiler(where)
+    if where.type == "cuda":
+        start_workers()
     share = _Run(study, folder, where, progress, command)
     share.workers = workers
     share.go(report)

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from paretune.cli import running, scoring, spectra
+from paretune.cli.collecting import end_at_once
 from paretune.cli.options import DeviceOption, StudyFile, StudyFolder, app
 from paretune.errors import Stopped, UserError
 
@@ -174,6 +175,7 @@ def main() -> None:
     from paretune.study.secrets import redacted
 
     give_up_on_dead_threads()
+    end_at_once()
     # What is wrong is in our own message: not each retry of the hub, nor that a kernel for some
     # processors is not installed
     for name in ("huggingface_hub.utils._http", "bitsandbytes"):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from paretune.cli.collecting import loading
 from paretune.cli.options import DeviceOption, OutOption, StudyFile, StudyFolder, app
 from paretune.errors import UserError
 
@@ -124,10 +125,11 @@ def _run(
     report: bool = True,
     executor: Executor | None = None,
 ) -> None:
-    from paretune.runner.progress import Terminal
-    from paretune.runner.report import told
-    from paretune.runner.run import run as run_study
-    from paretune.runner.stop import STOP
+    with loading():
+        from paretune.runner.progress import Terminal
+        from paretune.runner.report import told
+        from paretune.runner.run import run as run_study
+        from paretune.runner.stop import STOP
 
     command = shlex.join(["paretune", *sys.argv[1:]])
     with STOP.listening(), Terminal() as progress:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
+import threading
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -14,9 +17,14 @@ from runner_helpers import small_study
 import paretune
 from paretune import UserError
 from paretune.analyse.results import tidy
+from paretune.errors import Fault
+from paretune.evaluate.items import ArmModel, Items
+from paretune.evaluate.suite import Suite
 from paretune.runner import cohort
+from paretune.runner.ledger import BASE, Ledger
 from paretune.runner.run import run
 from paretune.train.legs import Leg
+from paretune.train.state import intact
 from paretune.train.trainer import Trainer
 
 
@@ -208,3 +216,46 @@ def test_saves_that_take_long_come_less_often(
     # At step 1, then not before 18 more steps have passed, which is at the end
     assert len(saved) == saves
     assert saved[-1] == 20
+
+
+def test_states_are_written_while_arms_are_scored_and_whole_before_any_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However slow a disk is; and a state that cannot be written stops the study before a score."""
+    save, write_scores, score = cohort.save_state, Ledger.write_scores, Suite.score
+    begun, scored = threading.Event(), threading.Event()
+    checked = []
+    full = False
+
+    def slow(place: Path, leg: str, step: int, *rest: Any, **named: Any) -> None:
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        begun.set()
+        assert scored.wait(60), "scoring waits for the states"
+        save(place, leg, step, *rest, **named)
+
+    def scoring(self: Suite, arms: ArmModel) -> list[list[Items]]:
+        found = score(self, arms)
+        if begun.is_set():
+            scored.set()
+        return found
+
+    def written(self: Ledger, arm_id: str, tokens: int, items: list[Items]) -> None:
+        if arm_id != BASE:
+            step = tokens // 64
+            states = [folder / "resume" for folder in (tmp_path / "out" / "arms").glob("lora*")]
+            assert all(intact(place, "main", step) for place in states), "every arm's"
+            self.check_checkpoint(arm_id, tokens)
+            checked.append((arm_id, tokens))
+        write_scores(self, arm_id, tokens, items)
+
+    monkeypatch.setattr(cohort, "save_state", slow)
+    monkeypatch.setattr(Suite, "score", scoring)
+    monkeypatch.setattr(Ledger, "write_scores", written)
+    arms = "  - {method: lora, rank: [2, 4], learning_rate: 5e-3}"
+    run(small_study(tmp_path, arms=arms), tmp_path / "out", report=False)
+    assert len(checked) == 4
+    full = True
+    with pytest.raises(Fault, match=r"(?i)space"):
+        run(small_study(tmp_path, arms=arms), tmp_path / "again", report=False)
+    assert len(checked) == 4

@@ -60,10 +60,10 @@ def on_pairs(batch: int) -> Rows:
         theirs = trl(name, chosen, tokens, folder / "trl", batch=batch, length=length)
     clear()
     peers = [(f"TRL SFTTrainer with PEFT and Liger, {way}", *found) for way, found in theirs]
+    # Other batches than ours, from the same weights: the first losses are close
+    first = {way: timing.losses[0] for way, (timing, _) in theirs}
     for count, goal in GOALS.items():
         mine, where = own[count]
-        # Other batches than ours, from the same weights: the first losses are close
-        first = {way: timing.losses[0] for way, (timing, _) in theirs}
         print(f"  first losses {mine.losses[0]:.3f} and {first}", flush=True)
         far = [way for way, loss in first.items() if abs(mine.losses[0] / loss - 1) >= 0.02]
         assert not far, f"not the same loss on other batches: {far}"

@@ -83,13 +83,10 @@ def block_mask(ends_S: torch.Tensor, *, tile: int | None = None) -> Any:
     S = len(ends_S)
     if S % BLOCK:
         raise ValueError(f"a row for FlexAttention is a multiple of {BLOCK} long, not {S}")
-    count = S // BLOCK
-    ends_BN = ends_S.view(count, BLOCK)
-    first = torch.arange(count, device=ends_S.device)
+    first = torch.arange(0, S, BLOCK, device=ends_S.device)
     before = first[:, None] > first
-    some = (before & (first[:, None] * BLOCK < ends_BN.amax(1))) | (first[:, None] == first)
-    full = before & ((first[:, None] + 1) * BLOCK <= ends_BN.amin(1))
-    partial = some & ~full
+    full = before & (first[:, None] + BLOCK <= ends_S.view(-1, BLOCK).amin(1))
+    partial = _seen(ends_S, BLOCK, BLOCK) & ~full
 
     def mask_mod(
         batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor
@@ -114,13 +111,17 @@ def seen_blocks(ends_S: torch.Tensor, tokens: int, keys: int) -> tuple[torch.Ten
     Returns:
         How many each stretch sees, int32 [T], and their numbers, ascending, first in [T, S / keys].
     """
+    numbers, indices = _indices(_seen(ends_S, tokens, keys))
+    return numbers[0, 0], indices[0, 0]
+
+
+def _seen(ends_S: torch.Tensor, tokens: int, keys: int) -> torch.Tensor:
+    """Whether any of a stretch of ``tokens`` places sees any of a block of ``keys``: [T, B]."""
     S = len(ends_S)
     first_T1 = torch.arange(0, S, tokens, device=ends_S.device)[:, None]
     first_B = torch.arange(0, S, keys, device=ends_S.device)
     # A place sees itself, so that of the blocks that overlap a stretch all are there
-    seen_TB = (first_B < first_T1 + tokens) & (first_T1 < ends_S.view(-1, keys).amax(1))
-    numbers, indices = _indices(seen_TB)
-    return numbers[0, 0], indices[0, 0]
+    return (first_B < first_T1 + tokens) & (first_T1 < ends_S.view(-1, keys).amax(1))
 
 
 def _indices(wanted_QK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

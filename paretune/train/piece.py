@@ -186,12 +186,9 @@ class PieceRunner:
             torch.cuda.empty_cache()
 
     def _on_stream(self, group: Pass, piece: Piece, step: int, first_vector: int) -> torch.Tensor:
-        if not self.graphs:
-            with self._applied(group, step, first_vector):
-                return self._eager(group, piece)
         shape = (group.start, *piece.ids.shape)
-        if self._runs[shape] < _WARM_UP:
-            self._runs[shape] += 1
+        self._runs[shape] += 1
+        if not self.graphs or self._runs[shape] <= _WARM_UP:
             with self._applied(group, step, first_vector):
                 return self._eager(group, piece)
         # Whatever the number of labels, the loss has slices of one shape: all is compiled by now

@@ -1,14 +1,17 @@
 """Agreement with lm-evaluation-harness's own ``hf`` backend, on english-30m.
 
 Usage: python benchmarks/task_agreement.py [--tasks a,b] [--documents N] [--written N] [--gpu]
-[--tiny] [--results DIR] [--shared DIR]; writes rows of scoring.json. In float32 on a CPU, or with
---gpu in bf16 on a GPU. Both sides read the same data. --documents 0 takes all there are.
+[--again N] [--tiny] [--results DIR] [--shared DIR]; writes rows of scoring.json. In float32 on a
+CPU, or with --gpu in bf16 on a GPU. Both sides read the same data. --documents 0 takes all there
+are, as --written 0 does. With --again the harness answers a second time at another batch size: what
+rounding alone does to its own metrics.
 """
 
 from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +47,8 @@ WRITTEN = {
 class Side:
     """The device that both sides compute on, and its arithmetic."""
 
-    def __init__(self, gpu: bool, shared: Path) -> None:
+    def __init__(self, gpu: bool, shared: Path, again: int) -> None:
+        self.again = again
         self.device = torch.device("cuda" if gpu else "cpu")
         self.data = shared / "data" / "eval"
         self.base = Base(name=str(shared / "models" / "english-30m"))
@@ -62,8 +66,9 @@ def main() -> None:
     parser.add_argument("--written", type=int, default=30, help="of each task of answers")
     parser.add_argument("--tasks", default=",".join([*CHOICES, *WRITTEN]))
     parser.add_argument("--gpu", action="store_true", help="in bf16 on a GPU")
+    parser.add_argument("--again", type=int, default=0, help="a second batch size of the harness")
     asked = parser.parse_args()
-    side = Side(asked.gpu, asked.shared)
+    side = Side(asked.gpu, asked.shared, asked.again)
     if asked.tiny:
         asked.documents, asked.written = 12, 2
     failed = []
@@ -100,16 +105,7 @@ def compare(task: Task, side: Side) -> list[dict[str, Any]]:
     written = built.writing.answers(view)
     built.writing.answers = lambda _: written  # type: ignore[method-assign]  # once is enough
     (found,) = built.score(view)
-    settings = task.generation_kwargs
-    reference = theirs(
-        task.name,
-        side.base.name,
-        side.data,
-        SUFFIX,
-        side.backend,
-        limit=task.limit,
-        generation_kwargs=settings and settings.given(),
-    )
+    reference = harness(task, side, side.backend)
     gap = max(
         abs(score(found[f"{task.name}/{m}"]).value - reference["metrics"][full_name(m, reference)])
         for m in task.metrics
@@ -124,6 +120,7 @@ def compare(task: Task, side: Side) -> list[dict[str, Any]]:
     equal = outcomes(task, found, reference)
     metrics = " and ".join(task.metrics)
     return [
+        *(beside_itself(task, side, reference, work) if side.again else ()),
         row(
             f"agreement: {words}",
             work,
@@ -153,6 +150,46 @@ def compare(task: Task, side: Side) -> list[dict[str, Any]]:
     ]
 
 
+def harness(task: Task, side: Side, backend: dict[str, Any]) -> dict[str, Any]:
+    """The harness's own metrics and samples of a task."""
+    settings = task.generation_kwargs
+    return theirs(
+        task.name,
+        side.base.name,
+        side.data,
+        SUFFIX,
+        backend,
+        limit=task.limit,
+        generation_kwargs=settings and settings.given(),
+    )
+
+
+def beside_itself(
+    task: Task, side: Side, reference: dict[str, Any], work: str
+) -> Iterator[dict[str, Any]]:
+    """What another batch size, which is another rounding, does to the harness's own metrics."""
+    other = harness(task, side, {**side.backend, "batch_size": side.again})
+    names = [full_name(metric, reference) for metric in task.metrics]
+    gap = max(abs(other["metrics"][name] - reference["metrics"][name]) for name in names)
+    equal = np.all([values_of(one, other) == values_of(one, reference) for one in names], axis=0)
+    words = (
+        f"the harness beside itself, {side.again} rows at a time and {side.backend['batch_size']}"
+    )
+    common: dict[str, Any] = {"device": side.card, "goal": "stated, not fixed"}
+    metrics = " and ".join(task.metrics)
+    yield row(
+        f"{words}: largest difference of {metrics}", work, "points", our_value=100 * gap, **common
+    )
+    yield row(
+        f"{words}: documents with equal outcomes",
+        work,
+        "documents",
+        peer_value=len(equal),
+        our_value=int(equal.sum()),
+        **common,
+    )
+
+
 def agreement(built: Benchmarks, view: Any, answers: list[Any]) -> tuple[float, float | None, str]:
     """Largest difference of log-likelihoods, or how many written answers are equal, of how many."""
     nats, _ = built.likelihoods.score(view)
@@ -169,10 +206,15 @@ def outcomes(task: Task, found: Any, reference: Any) -> np.ndarray[Any, np.dtype
     """Of each document, whether its outcome is the same in every metric."""
     equal = np.ones(len(found[f"{task.name}/{task.metrics[0]}"].value), dtype=bool)
     for metric in task.metrics:
-        key, _, filter_name = full_name(metric, reference).partition(",")
-        samples = [s for s in reference["samples"] if s["filter"] == filter_name]
-        equal &= found[f"{task.name}/{metric}"].value == [float(s[key]) for s in samples]
+        own = found[f"{task.name}/{metric}"].value
+        equal &= own == values_of(full_name(metric, reference), reference)
     return equal
+
+
+def values_of(name: str, reference: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Of each document, the value of a metric that is named with its filter."""
+    key, _, filter_name = name.partition(",")
+    return np.array([float(s[key]) for s in reference["samples"] if s["filter"] == filter_name])
 
 
 def full_name(metric: str, reference: Any) -> str:

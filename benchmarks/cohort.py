@@ -7,7 +7,7 @@ differ. ``--tiny`` runs the same code at a toy shape on any device.
 
 The rows: cohort_lora.py (arms of one and of several ranks), cohort_full.py (full finetuning),
 cohort_pairs.py (instruction pairs, and losses beside those of arms alone), cohort_labels.py (the
-output head for labels alone), cohort_switches.py (what is off by default, beside the default).
+output head for labels alone), cohort_switches.py (without what is on by default).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rows of what is off by default: each switch of the compiled blocks beside the default."""
+"""Rows of the compiled blocks without what is on by default, each beside the default."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from paretune.study.arms import ArmConfig
 Rows = Iterator[dict[str, Any]]
 BACKEND = "inductor" if DEVICE.type == "cuda" else "none"
 SWITCHES = {
-    "merged products": Compiler(BACKEND, merge=True),
-    "recomputed activations": Compiler(BACKEND, recompute=True),
-    "both": Compiler(BACKEND, merge=True, recompute=True),
+    "without merged products": Compiler(BACKEND, merge=False),
+    "without recomputed activations": Compiler(BACKEND, recompute=False),
+    "without both": Compiler(BACKEND, merge=False, recompute=False),
 }
 
 
 def switched(title: str, name: str, arms: Sequence[ArmConfig], batch: int, length: int) -> Rows:
-    """Steps by default, and with each switch: tokens a second and memory."""
+    """Steps by default, and without each switch: tokens a second and memory."""
     name = CLAIMS.shape(name)
     batch, length = (2, 32) if CLAIMS.tiny else (batch, length)
     work = f"{NAMES[name]}, {len(arms)} x {batch} x {length}"
@@ -72,18 +72,18 @@ def switched(title: str, name: str, arms: Sequence[ArmConfig], batch: int, lengt
 
 @CLAIMS
 def switches_7b() -> Rows:
-    """One arm of 7B, with each switch."""
+    """One arm of 7B, without merged products, recomputed activations, and both."""
     return switched("LoRA, one arm", "7b", [lora(16)], 1, 4096)
 
 
 @CLAIMS
 def switches_3b() -> Rows:
-    """Sixteen arms of 3B, with each switch."""
+    """Sixteen arms of 3B, without the same."""
     arms = [lora(32, 1e-4 * (1 + i / 100)) for i in range(16)]
     return switched("LoRA, 16 arms", "3b", arms, 4, 256)
 
 
 @CLAIMS
 def switches_full() -> Rows:
-    """Full finetuning of 3B, with each switch."""
+    """Full finetuning of 3B, without the same."""
     return switched("full finetuning", "3b", [full()], 1, 4096)

@@ -97,7 +97,7 @@ ONE_MODEL: dict[str, Switch] = {
 SEVERAL: dict[str, Switch] = {
     "rows of 1,024 tokens an arm": rows_of(1024),
     "rows of 4,096 tokens an arm": rows_of(4096),
-    "merged products": compiled_by(Compiler(merge=True)),
+    "without merged products": compiled_by(Compiler(merge=False)),
 }
 
 

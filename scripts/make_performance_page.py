@@ -45,6 +45,8 @@ NOTES = """
   and the large one adds to them while it computes.
 - The model's repeated blocks are compiled once, for fixed shapes. What lies between the products
   becomes a few kernels.
+- Adapted products that take the same input (queries, keys and values; the two halves of a gated
+  layer) become one.
 - Forward and backward pass of a piece are captured as one CUDA graph in the third step and replayed
   from then on. The host only copies tokens. On pairs there is a graph for each number of positions
   that the head is computed for, captured when it is first needed; all compute in the same memory.
@@ -55,8 +57,12 @@ NOTES = """
 ## Memory and time before the start
 
 `paretune plan` predicts peak memory and time from the model's shape (`paretune/study/memory.py`).
-Its peaks lie within 10% of every one in the table above; a test compares them.
+Its peaks lie within 10% of those that an H200 counted for blocks compiled as they are now; a test
+compares them.
 
+- Of a compiled block is kept what its linear layers give, and the attention's output. What else
+  linear layers take is computed again in the backward pass. Where nothing is compiled (attention
+  dropout, a quantised base), it is kept too.
 - Cohorts and pieces are sized by it. Where one row of an arm would not fit, activations are
   checkpointed: each block keeps its input alone and computes the rest again.
 - After twelve steps the ledger gets a line with the pace and the peak as they are
@@ -64,6 +70,12 @@ Its peaks lie within 10% of every one in the table above; a test compares them.
   peak.
 - A cohort that finds no room all the same is split in two. Both halves go on from the states they
   have saved, and the ledger says so (event `split`).
+
+Merging products and computing activations again became the default on 2026-11-27. Rows of
+2026-11-26, those of the H100 and "the output head for labels alone" were measured without either.
+The rows called "merged products", "recomputed activations" and "both" were measured just before:
+"the default" beside them is the former one, without either. The rows called "without ..." have the
+present one beside them.
 
 ## What stands in the way of more
 

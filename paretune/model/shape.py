@@ -13,8 +13,12 @@ from paretune.model.layers import Layer, linear_layers
 from paretune.study.shapes import ModelShape
 
 
-def model_shape(model: Any) -> ModelShape:
-    """The shape of a model on any device, the meta device included."""
+def model_shape(model: Any, *, quantised: bool = False) -> ModelShape:
+    """The shape of a model on any device, the meta device included.
+
+    Args:
+        quantised: it trains as the quantised base of adapters, which is not compiled.
+    """
     layers = linear_layers(model)
     config = model.config.get_text_config(decoder=True)
     shared = _sharing(model, layers)
@@ -35,9 +39,11 @@ def model_shape(model: Any) -> ModelShape:
         width=int(config.hidden_size),
         layers=len(layers),
         blocks=count,
+        outputs=sum(layer.d_out for layer in layers.values()),
         kept=sum(per_block.values()),
         widest=max(per_block.values(), default=0),
         attended=heads * head * count,
+        eager=quantised or not blocks,
     )
 
 

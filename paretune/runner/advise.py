@@ -71,7 +71,8 @@ def sizes(ledger: Ledger) -> tuple[dict[str, int], dict[str, int]]:
     try:
         trained = check_arms(study, list(arms.values()))
         with study.places.named():
-            shape = model_shape(load_shape(study.config.base))
+            base = study.config.base
+            shape = model_shape(load_shape(base), quantised=base.quantise is not None)
     except UserError:
         return {}, {}
     one_row = Batch(1, study.config.training.block_length)

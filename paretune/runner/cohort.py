@@ -117,7 +117,9 @@ class CohortRun:
 
     def run(self) -> None:
         """Train and score until every budget of every arm is done."""
-        self.trainer.fit_memory(model_shape(self.meta), surplus=self._surplus())
+        quantised = self.trainee.base.quantise is not None
+        shape = model_shape(self.meta, quantised=quantised)
+        self.trainer.fit_memory(shape, surplus=self._surplus())
         for arm in self.arms:
             if self.ledger.status(arm.id)["state"] in ("planned", "done"):
                 self.ledger.set_status(arm.id, state="running")

@@ -101,7 +101,8 @@ def workload(config: StudyConfig, machine: Machine) -> Workload:
     forced, offload = training.devices_per_cohort, training.offload
     together = training.full_together and forced is None
     together = together and _against_together(shape, machine) is None
-    return Workload(model_shape(shape), batch, machine, together, forced, offload)
+    counted = model_shape(shape, quantised=config.base.quantise is not None)
+    return Workload(counted, batch, machine, together, forced, offload)
 
 
 def check_arms(study: Study, arms: Sequence[ArmConfig] | None = None) -> dict[str, int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from paretune.study.arms import ArmConfig
 from paretune.study.shapes import Batch, Machine, ModelShape
-from paretune.study.sharding import Sharding, best_sharding
+from paretune.study.sharding import EAGER, Sharding, best_sharding
 
 # Bytes of one float32 [tokens, V] slice of the loss: on a CPU it stays in the cache, on a GPU it
 # fills the chip. Where the head is trained, every slice adds to a gradient as large as the head
@@ -21,7 +21,7 @@ _WORKSPACE = 300 * 2**20
 # Shares of the measured rate of one large product that training reaches, measured on an H200: all
 # products; attention, forward and backward
 _PRODUCTS, _ATTENTION = 0.89, 0.54
-# Times that what is kept for the backward pass moves through memory in one step, all told
+# Times that what linear layers take and give moves through memory in one step, all told
 _PASSES = 14
 # Bytes that an update moves for each trained value
 _UPDATE_BYTES = 32
@@ -50,13 +50,13 @@ def cohort_bytes(
     """
     full = arms[0].method == "full"
     if kind == "cpu":
-        # Arms pass one by one; eager code keeps about twice what compiled code does
+        # Arms pass one by one
         base = 0 if full else 4 * shape.parameters
         state = sum(trained[a.id] * _BYTES_TRAINED[a.optimizer] for a in arms)
-        return base + state + 8 * rows * batch.length * shape.kept
+        return base + state + 4 * EAGER * rows * batch.length * shape.kept
     tokens = len(arms) * rows * batch.length
     state = sum(trained[a.id] * _BYTES_TRAINED[a.optimizer] for a in arms)
-    kept = 2 * tokens * (shape.width * shape.blocks + shape.widest if checkpoint else shape.kept)
+    kept = 2 * tokens * _kept(shape, arms, checkpoint=checkpoint)
     head = 2 * 2 * min(tokens, SLICE_BYTES["cuda"] // (4 * shape.vocabulary)) * shape.vocabulary
     if full:
         # Matrices have gradients and copies of 2 bytes each; gradients of pieces are summed in 4
@@ -78,6 +78,18 @@ def cohort_bytes(
     hidden = 3 * 2 * tokens * shape.width
     block = 2 * tokens * shape.widest
     return weights + state + kept + hidden + max(head, block) + _WORKSPACE
+
+
+def _kept(shape: ModelShape, arms: Sequence[ArmConfig], *, checkpoint: bool) -> int:
+    """Values of a token that a GPU keeps from the forward pass for the backward pass.
+
+    Compiled blocks keep what linear layers give, and the attention's output; they compute again
+    what else linear layers take. Attention dropout and a quantised base are not compiled.
+    """
+    times = EAGER if shape.eager or any(arm.attention_dropout for arm in arms) else 1
+    if checkpoint:
+        return shape.width * shape.blocks + times * shape.widest
+    return times * shape.kept if times > 1 else shape.outputs + shape.attended
 
 
 def rows_that_fit(
@@ -114,7 +126,8 @@ def step_seconds(
 
     4 N FLOPs a token for LoRA (forward, and the backward pass to the inputs), 6 N for full
     finetuning, N without the embedding's look-up; on a GPU also 7 S^2 a row for each value of the
-    query (causal attention, forward and backward), memory traffic, and the updates.
+    query (causal attention, forward and backward), memory traffic, and the updates. The traffic
+    is counted in what linear layers take and give, be it kept or computed again.
     """
     full = arms[0].method == "full"
     tokens = len(arms) * batch.rows * batch.length
@@ -124,8 +137,7 @@ def step_seconds(
         adapters = 0 if full else 6 * count * batch.rows * batch.length
         return (per_token * tokens + adapters) / (CPU_EFFICIENCY * machine.flops)
     attention = 7 * batch.length * tokens * shape.attended
-    kept = tokens * shape.kept * 2
-    moved = _PASSES * kept + _UPDATE_BYTES * count
+    moved = _PASSES * 2 * tokens * shape.kept + _UPDATE_BYTES * count
     return (
         per_token * tokens / (_PRODUCTS * machine.flops)
         + attention / (_ATTENTION * machine.flops)

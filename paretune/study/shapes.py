@@ -34,10 +34,11 @@ class ModelShape:
         matrices: those in linear layers, the output head not counted.
         layers: linear layers.
         blocks: repeated blocks; 1 where nothing repeats.
-        kept: values a token that are kept for the backward pass: what linear layers give, and what
-            they take, once where several take the same.
+        outputs: values a token that linear layers give.
+        kept: these, and the values that linear layers take, once where several take the same.
         widest: the same of the largest block.
         attended: width of the queries, summed over blocks.
+        eager: nothing of it is compiled, on a GPU either.
     """
 
     parameters: int
@@ -46,9 +47,11 @@ class ModelShape:
     width: int
     layers: int
     blocks: int
+    outputs: int
     kept: int
     widest: int
     attended: int
+    eager: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ _COPY = 2
 # The loss's own float32 logits and their gradient; and workspaces of matrix products
 _LOSS = 8
 _WORKSPACE = 300 * 2**20
-# Eager code keeps about twice what compiled code does
-_EAGER = 2
+# Eager code keeps about twice what linear layers take and give
+EAGER = 2
 MOST_DEVICES = 512
 
 
@@ -90,9 +90,9 @@ def sharding(
     together = max(1, len(arms)) if kind == "cuda" else 1
     tokens = together * rows * batch.length
     if recompute:
-        kept = tokens * (shape.width * shape.blocks + _EAGER * shape.widest)
+        kept = tokens * (shape.width * shape.blocks + EAGER * shape.widest)
     else:
-        kept = _EAGER * tokens * shape.kept
+        kept = EAGER * tokens * shape.kept
     layers = shape.layers / shape.blocks if recompute else shape.layers
     ranks = [] if full else [arm.rank or 0 for arm in arms[:together]]
     kept += int(sum(rows * batch.length * layers * rank for rank in ranks))

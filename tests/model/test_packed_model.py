@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 import transformers as tf
 import transformers.integrations.flex_attention as flex
+from torch.fx import GraphModule
 from torch.nn.attention.flex_attention import flex_attention
 
 from paretune.evaluate.tasks.pack import Scored, pack
@@ -99,24 +100,46 @@ def test_equals_the_model_over_plain_rows(name: str, tmp_path: Path) -> None:
         assert value == pytest.approx(float(own.sum()), abs=2e-4)
 
 
-def test_the_arms_of_a_cohort_at_once(tmp_path: Path) -> None:
+class Counting(Compiler):
+    """Counts the adapted products that it leaves in a block."""
+
+    products: ClassVar[set[int]] = set()
+
+    def __call__(self, block: GraphModule, inputs: Any) -> Callable[..., Any]:
+        """Compile and count."""
+        compiled = super().__call__(block, inputs)
+        self.products.add(sum("adapted_products" in str(n.target) for n in block.graph.nodes))
+        return compiled
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("count", [1, 4])
+def test_the_arms_of_a_cohort_at_once(count: int, compiled: bool, tmp_path: Path) -> None:
+    """As each arm's plain rows, by compiled blocks with merged products too."""
     base = saved(tf.LlamaConfig(**SMALL), tmp_path)
     arms = [
-        ArmConfig(method="lora", rank=rank, learning_rate=1e-3, schedule="constant")  # type: ignore[arg-type]
-        for rank in (2, 4, 4 * 2)
+        ArmConfig(method="lora", rank=rank, learning_rate=1e-3, lora_dropout=dropout)
+        for rank, dropout in ((2, 0.2), (4, 0.0), (4, 0.2), (8, 0.0))
     ]
-    together = lora_cohort(base, arms, CPU, arms_per_pass=3)
+    together = lora_cohort(base, arms[:count], CPU, arms_per_pass=count)
     for flat in together.flats:
         flat.values.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
     view = together.view(together.passes[0])
     asked = requests(2)
+    if compiled:
+        torch._dynamo.reset()
+        Counting.products.clear()
+        together.packed._regions = Regions(together.model, Counting("aot_eager"))
     found = summed(view, asked)
+    if compiled:
+        assert together.packed._regions is not None, "the compiled blocks were not given up"
+        assert Counting.products == {4}  # queries, keys, values; output; gate, up; down
     for request, value_K in zip(asked, found.T, strict=True):
         tokens = torch.from_numpy(request.tokens)[None]
         log_p_KSV = view.logits(tokens[:, :-1])[:, 0].log_softmax(-1)
-        own = log_p_KSV.gather(2, tokens[0, 1:].expand(3, -1)[..., None])[:, -request.count :]
+        own = log_p_KSV.gather(2, tokens[0, 1:].expand(count, -1)[..., None])[:, -request.count :]
         np.testing.assert_allclose(value_K, own.sum((1, 2)).numpy(), atol=2e-4)
-    assert (np.ptp(found, axis=0) > 1e-3).all(), "the arms differ"
+    assert count == 1 or (np.ptp(found, axis=0) > 1e-3).all(), "the arms differ"
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ SHAPE = ModelShape(
     width=5120,
     layers=280,
     blocks=40,
+    outputs=2_000_000,
     kept=4_000_000,
     widest=100_000,
     attended=204_800,

@@ -107,7 +107,7 @@ def test_full_arms_share_a_cohort_where_it_pays_and_fits() -> None:
     arms = [arm(method="full", learning_rate=rate) for rate in (1e-4, 2e-4, 3e-4, 4e-4)]
     dropped = arm(method="full", attention_dropout=0.1)
     trained = {one.id: 100_000_000 for one in [*arms, dropped]}
-    shape = ModelShape(100_000_000, 80_000_000, 32_000, 512, 84, 12, 100_000, 8_000, 6_144)
+    shape = ModelShape(100_000_000, 80_000_000, 32_000, 512, 84, 12, 60_000, 100_000, 8_000, 6_144)
     batch = Batch(4, 256)
     room = cohort_bytes(shape, arms[:3], trained, batch, 1, "cuda") / SHARE["cuda"]
     gpu = Machine("a GPU for three", int(room) + 1, 1e14, kind="cuda")

@@ -24,6 +24,7 @@ from paretune.model.pissa import Anchor
 from paretune.model.product import Term
 from paretune.model.quantised import quantise
 from paretune.model.view import ArmView
+from paretune.model.weight_gradient import add_gradients_in_place
 from paretune.study.arms import ArmConfig
 from paretune.study.config import Base
 
@@ -263,6 +264,8 @@ def full_arm(base: Base, arm: ArmConfig, device: torch.device) -> Trainee:
         parameter.requires_grad = True
         parameter.grad = flat.parameters[name].grad
     model.to(device)  # buffers
+    if device.type == "cuda":
+        add_gradients_in_place(model)
     trainee = Trainee(model, [arm], [flat], [Pass(0, 1, ())], None, device, base)
     if arm.attention_dropout:
         check_it_drops(

@@ -22,6 +22,7 @@ def arm_losses(
     labels_NS: torch.Tensor,
     weight_K: torch.Tensor,
     labelled_C: torch.Tensor | None = None,
+    into_VD: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Weighted sum [K] of each arm's token losses in nats, differentiable.
 
@@ -36,6 +37,8 @@ def arm_losses(
         weight_K: factor of each arm's sum, such as 1 / (number of its labels).
         labelled_C: positions among the K * B * S, each once, that include all those with a label:
             the head is computed for no others. None: for all.
+        into_VD: where the gradient of one arm's head is added to, instead of handing it to
+            autograd, which would add once more; float32.
     """
     if head_VD is None:
         losses_T = F.cross_entropy(
@@ -43,7 +46,7 @@ def arm_losses(
         )
         return losses_T.view(len(weight_K), -1).sum(dim=1) * weight_K
     losses: torch.Tensor = _ArmLosses.apply(  # type: ignore[no-untyped-call]
-        hidden_NSD, head_VD, bias_V, labels_NS, weight_K, labelled_C
+        hidden_NSD, head_VD, bias_V, labels_NS, weight_K, labelled_C, into_VD
     )
     return losses
 
@@ -82,6 +85,7 @@ class _ArmLosses(torch.autograd.Function):
         labels_NS: torch.Tensor,
         weight_K: torch.Tensor,
         labelled_C: torch.Tensor | None,
+        into_VD: torch.Tensor | None,
     ) -> torch.Tensor:
         device = hidden_NSD.device
         dtype = torch.bfloat16 if device.type == "cuda" else hidden_NSD.dtype
@@ -113,25 +117,31 @@ class _ArmLosses(torch.autograd.Function):
                 grad_TD[at] = grad @ head
             if wants_head:
                 own_VD = grad.T @ own_TD
-                grad_VD = own_VD.float() if grad_VD is None else grad_VD.add_(own_VD)
+                if grad_VD is not None:
+                    grad_VD = grad_VD.float().add_(own_VD)
+                else:
+                    grad_VD = own_VD if into_VD is not None else own_VD.float()
             if grad_V is not None and wants_bias:
                 grad_V += grad.sum(0, dtype=torch.float32)
         ctx.save_for_backward(grad_TD, grad_VD, grad_V if wants_bias else None)
         ctx.like = hidden_NSD.shape, hidden_NSD.dtype, head_VD.dtype
+        ctx.into = into_VD
         return losses_T.view(count, -1).sum(dim=1)
 
     @staticmethod
     def backward(ctx: Any, grad_K: torch.Tensor) -> tuple[Any, ...]:
         grad_TD, grad_VD, grad_V = ctx.saved_tensors
         shape, dtype, head_dtype = ctx.like
-        grads = [grad_TD, grad_VD, grad_V]
-        for grad in grads:
+        if grad_VD is not None and ctx.into is not None:
+            ctx.into.addcmul_(grad_VD, grad_K)
+            grad_VD = None
+        for grad in (grad_TD, grad_VD, grad_V):
             if grad is not None:
                 # A trained head belongs to one arm, so that its factor is the only one
                 grad.view(len(grad_K), -1).mul_(grad_K[:, None])
         grad_x = None if grad_TD is None else grad_TD.view(shape).to(dtype)
         head = None if grad_VD is None else grad_VD.to(head_dtype)
-        return grad_x, head, grad_V, None, None, None
+        return grad_x, head, grad_V, None, None, None, None
 
 
 def _loss_and_gradient(

@@ -111,8 +111,9 @@ class PieceRunner:
     as one CUDA graph, so that small bases do not wait for kernel launches.
 
     Args:
-        compiler: of the model's blocks. By default ``inductor`` on a GPU, unless an arm has
-            attention dropout, whose random numbers are drawn for each piece; none on a CPU.
+        compiler: of the model's blocks. By default ``inductor`` on a GPU, with products merged and
+            activations recomputed, unless the base is quantised or an arm has attention dropout,
+            whose random numbers are drawn for each piece; none on a CPU.
         graphs: replay CUDA graphs; by default where blocks are compiled.
 
     Attributes:
@@ -242,7 +243,7 @@ class PieceRunner:
         labelled = [None] * len(heads) if piece.labelled_HC is None else piece.labelled_HC
         loss_K = torch.cat(
             [
-                arm_losses(own, head, bias, labels, weight, at)
+                arm_losses(own, head, bias, labels, weight, at, self._kept_gradient(head))
                 for (head, bias), own, labels, weight, at in zip(
                     heads, *parts, labelled, strict=True
                 )
@@ -250,3 +251,9 @@ class PieceRunner:
         )
         loss_K.sum().backward()  # type: ignore[no-untyped-call]
         return loss_K.detach()
+
+    def _kept_gradient(self, head_VD: torch.Tensor | None) -> torch.Tensor | None:
+        """Where the head's gradient is kept, if it is one of the values trained on this GPU."""
+        trained = head_VD is not None and head_VD.requires_grad and head_VD.is_leaf
+        in_flat = trained and self._stream is not None and bool(self.trainee.flats)
+        return head_VD.grad if head_VD is not None and in_flat else None

@@ -79,6 +79,21 @@ def test_losses_and_gradients_equal_cross_entropy(
         torch.testing.assert_close(mine[name].grad, theirs[name].grad, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("slice_bytes", [10 * 4 * VOCABULARY, 2**20])
+def test_a_head_s_gradient_is_added_where_it_is_kept(
+    slice_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "SLICE_BYTES_TRAINED", {"cpu": slice_bytes})
+    mine, theirs = inputs(1, head=True), inputs(1, head=True)
+    mine["head_VD"].grad = torch.ones_like(mine["head_VD"])
+    got = arm_losses(**mine, into_VD=mine["head_VD"].grad)
+    (2 * got).sum().backward()
+    (2 * reference(theirs)).sum().backward()
+    for name in ("hidden_NSD", "head_VD", "bias_V"):
+        expected = theirs[name].grad + (1 if name == "head_VD" else 0)
+        torch.testing.assert_close(mine[name].grad, expected, rtol=1e-5, atol=1e-7)
+
+
 def test_the_compiled_form_of_a_slice_equals_the_other() -> None:
     draw = torch.Generator().manual_seed(1)
     logits = torch.randn(6, VOCABULARY, generator=draw)

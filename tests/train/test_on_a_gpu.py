@@ -9,7 +9,7 @@ import pytest
 import torch
 from pair_rows import colour_pairs, pair_blocks
 from torch._dynamo.utils import counters
-from train_helpers import BATCH, go_on, lora
+from train_helpers import BATCH, arm, go_on, lora, train
 
 from paretune.data.blocks import Blocks
 from paretune.model.attention import attend, block_diagonal, segment_bounds
@@ -17,6 +17,7 @@ from paretune.model.load import load_shape
 from paretune.model.lora_cohort import lora_cohort
 from paretune.model.regions import Compiler
 from paretune.model.shape import model_shape
+from paretune.model.trainee import full_arm
 from paretune.study.config import Base
 from paretune.train.piece import PieceRunner
 from paretune.train.schedule import Resolved
@@ -103,3 +104,18 @@ def test_a_refusal_makes_pieces_smaller(tiny_base: Base, text_blocks: Blocks) ->
     always = [Resolved("constant", 0, 10**6, 10**6, 0.0)] * len(ARMS)
     trainer.step(0, always)
     assert trainer.trainee.rows == 1
+
+
+def test_a_full_arm_equals_its_training_in_float32(tiny_base: Base, text_blocks: Blocks) -> None:
+    """Its layers and head add their gradients in place, in graphs too."""
+    own = arm(method="full", learning_rate=1e-3)
+    plain, _ = train(tiny_base, [own], text_blocks, 0)
+    trainer = Trainer(full_arm(tiny_base, own, GPU), text_blocks, BATCH)
+    for each in (plain, trainer):
+        go_on(each, 0, 8)
+    (expected,), (got,) = plain.curve(), trainer.curve()
+    for name, tolerance in (("loss", 1e-2), ("grad_norm", 5e-2)):
+        mine, theirs = ([row[name] for row in rows] for rows in (got, expected))
+        np.testing.assert_allclose(mine, theirs, rtol=tolerance)
+    assert trainer.runner._graphs
+    assert not trainer.runner.without

@@ -106,11 +106,16 @@ def test_a_refusal_makes_pieces_smaller(tiny_base: Base, text_blocks: Blocks) ->
     assert trainer.trainee.rows == 1
 
 
-def test_a_full_arm_equals_its_training_in_float32(tiny_base: Base, text_blocks: Blocks) -> None:
+@pytest.mark.parametrize("regime", ["text", "pairs"])
+def test_a_full_arm_equals_its_training_in_float32(
+    regime: str, tiny_base: Base, text_blocks: Blocks, tmp_path: Path
+) -> None:
     """Its layers and head add their gradients in place, in graphs too."""
+    pairs = regime == "pairs"
+    blocks = pair_blocks(colour_pairs(80, repeats=9), tmp_path) if pairs else text_blocks
     own = arm(method="full", learning_rate=1e-3)
-    plain, _ = train(tiny_base, [own], text_blocks, 0)
-    trainer = Trainer(full_arm(tiny_base, own, GPU), text_blocks, BATCH)
+    plain, _ = train(tiny_base, [own], blocks, 0)
+    trainer = Trainer(full_arm(tiny_base, own, GPU), blocks, BATCH)
     for each in (plain, trainer):
         go_on(each, 0, 8)
     (expected,), (got,) = plain.curve(), trainer.curve()

@@ -108,10 +108,6 @@ def _variable_length(
     if query_THd.is_cuda:
         from torch.nn.attention import varlen
 
-        if torch.is_autocast_enabled("cuda"):
-            # Which does not know this operator; positions have made queries and keys float32
-            kept = torch.get_autocast_dtype("cuda")
-            query_THd, key_THd, value_THd = (x.to(kept) for x in (query_THd, key_THd, value_THd))
         varlen_attn: Any = varlen.varlen_attn
         # Early versions take grouped heads without being told
         asked = "enable_gqa" in inspect.signature(varlen_attn).parameters

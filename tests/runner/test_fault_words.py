@@ -49,3 +49,15 @@ def test_what_cannot_be_kept_in_a_folder_of_others_is_said(
     else:
         keep_json(path, {})
         assert caplog.messages == [f"{path} is not written: its folder can only be read"]
+
+
+def test_a_folder_in_which_nothing_can_be_made_is_named(tmp_path: Path) -> None:
+    """/proc answers that there is no such file, whatever is to be made there."""
+    with pytest.raises(FileNotFoundError) as caught:
+        Path("/proc/study").mkdir(parents=True)
+    told = explain(caught.value)
+    assert told is not None
+    assert "/proc/study: writing is not allowed" in told
+    with pytest.raises(FileNotFoundError) as caught:
+        (tmp_path / "missing").read_text()
+    assert explain(caught.value) is None, "that is a mistake of ours, and to be seen"

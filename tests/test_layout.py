@@ -15,7 +15,7 @@ PACKAGE = ROOT / "paretune"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # From the bottom up: a part may import what stands before it.
 LAYERS = [
-    ("errors", "version"),
+    ("cores", "errors", "version"),
     ("files",),
     ("study",),
     ("data",),

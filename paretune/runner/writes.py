@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
+
+from paretune.cores import cores
 
 # One thread writes and hashes about 0.3 GB a second, a disk several times as much
 _THREADS = 4
@@ -22,8 +23,7 @@ class Writes:
     """
 
     def __init__(self, threads: int | None = None, most_bytes: int = _MOST_BYTES) -> None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else _THREADS
-        self._threads = threads or min(_THREADS, cores)
+        self._threads = threads or min(_THREADS, cores())
         self._most = most_bytes
         self._pool: ThreadPoolExecutor | None = None
         self._under_way: dict[Future[None], int] = {}

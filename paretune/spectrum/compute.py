@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 from collections import deque
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from paretune.cores import cores
 from paretune.spectrum.adapters import Adapter
 from paretune.spectrum.matrices import Matrix
 from paretune.spectrum.measures import row
@@ -127,9 +127,8 @@ class _Pool:
     def _workers(self, device: torch.device) -> int:
         if device.type == "cuda":
             return STREAMS
-        cores = len(os.sched_getaffinity(0))
         largest = _bytes(self.largest) if self.largest else 1
-        return max(1, min(cores, _CPU_BYTES // largest))
+        return max(1, min(cores(), _CPU_BYTES // largest))
 
     def _work(self, device: torch.device) -> None:
         try:

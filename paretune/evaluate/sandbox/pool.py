@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 import paretune
+from paretune.cores import cores
 from paretune.errors import UserError
 from paretune.evaluate.sandbox.confined import wire
 from paretune.evaluate.sandbox.program import Limits, Program, Verdict
@@ -72,7 +73,7 @@ class Pool:
         self.limits = limits or Limits()
         self._settings = settings(walls, packages=packages)
         self._around = around(self._settings) if around else []
-        count = workers or len(os.sched_getaffinity(0))
+        count = workers or cores()
         self._wardens: list[_Warden] = []
         try:
             for _ in range(count):

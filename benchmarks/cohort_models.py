@@ -65,7 +65,10 @@ def random_model(shape: str, dtype: torch.dtype, device: torch.device) -> Any:
             model = LlamaForCausalLM(config(shape))
     finally:
         torch.set_default_dtype(before)
-    return model.to(dtype).eval().requires_grad_(False)
+    model.to(dtype)
+    # As from_pretrained leaves it: rotary frequencies in float32, which the cast above has rounded
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config).to(device)
+    return model.eval().requires_grad_(False)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ def write_with(path: Path, write: Callable[[Path], None]) -> None:
 
     The rename is atomic, so ``path`` holds either the old content or the whole new one.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
@@ -37,8 +37,29 @@ def write_with(path: Path, write: Callable[[Path], None]) -> None:
         temporary.replace(path)
     except IsADirectoryError as error:
         raise _is_folder(path) from error
+    except FileNotFoundError as error:
+        if error.filename != str(temporary):
+            raise
+        raise _takes_nothing(path) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those around it, unless it is there.
+
+    Raises:
+        PermissionError: nothing can be made there, as in /proc, which says that there is no such
+            folder.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:
+        raise _takes_nothing(path) from error
+
+
+def _takes_nothing(path: Path) -> PermissionError:
+    return PermissionError(errno.EPERM, "nothing can be made there", str(path))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -114,7 +135,7 @@ def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     text = sealed_lines(rows)
     if not text:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with path.open("a+b") as file:
         _drop_cut_off_line(file)
         file.write(text.encode())

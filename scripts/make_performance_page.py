@@ -53,10 +53,10 @@ NOTES = """
   same memory. Full arms are not replayed yet: autocast leaves queries and keys in float32, which
   the kernel of variable lengths does not take.
 - A full arm's products, its output head and its embedding add their weight's gradient where it is
-  kept. Autograd would make each gradient first and add it after: 1.37 became 1.41 times
-  transformers' rate at the 3B shape, with 1.6 GiB less.
-- Attention takes the fastest kernel there is: cuDNN for whole rows, FlashAttention's variable
-  lengths for several texts in a row and for sliding windows. No mask is made.
+  kept. Autograd would make each gradient first and add it after: from one run to the next, 1.37
+  became 1.41 times transformers' rate at the 3B shape, and 63.4 GiB became 61.9.
+- LoRA arms' attention takes the fastest kernel there is: cuDNN for whole rows, FlashAttention's
+  variable lengths for several texts in a row and for sliding windows. No mask is made.
 - One kernel updates all arms: clipping, decay, moments, weights and the bf16 copy in one pass.
 
 ## Memory and time before the start
@@ -79,7 +79,7 @@ compares them.
 Merging products and computing activations again became the default on 2026-11-27, after these rows
 were measured: only those called "merged products", "recomputed activations" and "both" have them,
 and "the default" beside them is the former one. Together they cost no speed (1.00 times it for one
-arm of 7B and for 16 arms of 3B) and save 16% to 21% of memory. One arm of 7B takes 25.5 GiB with
+arm of 7B and for 16 arms of 3B) and save 15% to 20% of memory. One arm of 7B takes 25.5 GiB with
 both: 0.64 of PEFT's 39.6 GiB under autocast, 0.53 of its 48.2 GiB with a bf16 base.
 
 ## What stands in the way of more

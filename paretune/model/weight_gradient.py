@@ -35,6 +35,7 @@ def add_gradients_in_place(model: torch.nn.Module) -> list[str]:
     """
     head = getattr(model, "get_output_embeddings", lambda: None)()
     within = {id(module) for block in repeated_blocks(model) for module in block.modules()}
+    aliases: dict[int, torch.Tensor] = {}
     found: list[str] = []
     for name, module in model.named_modules():
         forward = _form(module)
@@ -44,8 +45,9 @@ def add_gradients_in_place(model: torch.nn.Module) -> list[str]:
             own: Any = module
             if forward is _multiply:
                 # The same memory with a version of its own: compiled code keeps it from the forward
-                # to the backward pass, while other layers write to their parts of it
-                own.gradient = own.weight.grad.data
+                # to the backward pass, while other layers write to their parts of it. One for each
+                # weight: the compiler takes two tensors for two places
+                own.gradient = aliases.setdefault(id(own.weight), own.weight.grad.data)
             own.forward = MethodType(forward, own)
             found.append(name)
     return found
@@ -89,7 +91,7 @@ class _LookUp(torch.autograd.Function):
         if ctx.padding is not None:
             grad = grad.masked_fill((ids == ctx.padding)[..., None], 0)
         # On a GPU it sorts the rows first: the order of its sums does not depend on chance
-        rows = grad.flatten(0, -2).to(ctx.gradient.dtype)
+        rows = grad.reshape(-1, grad.shape[-1]).to(ctx.gradient.dtype)
         ctx.gradient.index_put_((ids.flatten(),), rows, accumulate=True)
         return None, None, None, None
 
@@ -115,8 +117,8 @@ def _product_fake(x: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor)
 def _product_backward(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor, needs_x: bool
 ) -> torch.Tensor:
-    grad_TO = grad.to(weight.dtype).flatten(0, -2)
-    gradient.addmm_(grad_TO.T, x.flatten(0, -2))
+    grad_TO = grad.to(weight.dtype).reshape(-1, grad.shape[-1])
+    gradient.addmm_(grad_TO.T, x.reshape(-1, x.shape[-1]))
     return (grad_TO @ weight).view(x.shape) if needs_x else x.new_empty(0)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,8 +45,6 @@ def explain(error: BaseException, folder: Path | None = None) -> str | None:
     text = str(error)
     number = _number(error, text)
     where = _where(error, folder)
-    if number == errno.ENOENT and _takes_no_files(getattr(error, "filename", None)):
-        number = errno.EPERM
     if number in _DISK:
         return f"{where}: {_DISK[number]}{_free(folder)}. Free some space. {_AGAIN}"
     if number in _BROKEN:
@@ -77,17 +74,6 @@ def _number(error: BaseException, text: str) -> int | None:
         if "no space left on device" in text.lower():
             return errno.ENOSPC
     return None
-
-
-def _takes_no_files(name: object) -> bool:
-    """Whether there is a folder around ``name``, and nothing can be made in it, as in /proc."""
-    if not isinstance(name, str | Path) or not Path(name).parent.is_dir():
-        return False
-    try:
-        tempfile.TemporaryFile(dir=Path(name).parent).close()
-    except OSError:
-        return True
-    return False
 
 
 def _where(error: BaseException, folder: Path | None) -> str:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from paretune.errors import Fault
-from paretune.files import write_json
+from paretune.files import make_folder, write_json
 
 FOLDER = ".runners"
 # Seconds without a heartbeat after which a runner on another machine counts as dead
@@ -83,7 +83,7 @@ class Leases:
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Leases:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         self._bury()
         self._beat(0)
         write_json(self._record(self.name), {**asdict(self.process), **self._about})

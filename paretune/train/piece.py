@@ -108,13 +108,14 @@ class PieceRunner:
 
     On a CPU this is plain eager code. On a GPU the model's repeated blocks are compiled for the
     shapes of the plan, and from the third run on the whole piece, forward and backward, is replayed
-    as one CUDA graph, so that small bases do not wait for kernel launches.
+    as one CUDA graph, so that small bases do not wait for kernel launches. A full arm's attention
+    is transformers' own there, which makes masks, so that its pieces are launched anew.
 
     Args:
         compiler: of the model's blocks. By default ``inductor`` on a GPU, with products merged and
             activations recomputed, unless the base is quantised or an arm has attention dropout,
             whose random numbers are drawn for each piece; none on a CPU.
-        graphs: replay CUDA graphs; by default where blocks are compiled.
+        graphs: replay CUDA graphs; by default where blocks are compiled and no masks are made.
 
     Attributes:
         without: what has failed for this model and is done without.

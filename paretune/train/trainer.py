@@ -192,7 +192,7 @@ class Trainer:
 
         Nothing to do on a CPU. Results do not depend on it beyond rounding. Where not one row fits,
         activations are checkpointed. If the device refuses all the same, pieces become smaller
-        until they are single rows.
+        until they are single rows, and then of these, too, activations are checkpointed.
 
         Args:
             surplus: how many times the model's peak earlier runs on this device have measured.
@@ -265,10 +265,13 @@ class Trainer:
             try:
                 return self._pieces(group, batches, t)
             except torch.OutOfMemoryError:
-                if trainee.rows == 1:
+                if trainee.rows > 1:
+                    smaller = range(trainee.rows - 1, 0, -1)
+                    trainee.rows = next(rows for rows in smaller if self.batch_size % rows == 0)
+                elif not trainee.checkpoint:
+                    trainee.checkpoint = True
+                else:
                     raise
-                smaller = range(trainee.rows - 1, 0, -1)
-                trainee.rows = next(rows for rows in smaller if self.batch_size % rows == 0)
                 self.runner.release()
             except RuntimeError as error:
                 if not self.runner.simplify(error):

@@ -149,6 +149,22 @@ def test_an_error_of_the_model_itself_is_not_swallowed(
         trainer.step(0, always)
 
 
+def test_single_rows_that_do_not_fit_are_checkpointed(tiny_base: Base, text_blocks: Blocks) -> None:
+    trainer = Trainer(lora_cohort(tiny_base, MIXED[:1], CPU), text_blocks, BATCH)
+    real = trainer.runner.run
+
+    def refuse(*arguments: Any) -> torch.Tensor:
+        if not trainer.trainee.checkpoint:
+            raise torch.OutOfMemoryError("out of memory (provoked)")
+        return real(*arguments)
+
+    trainer.runner.run = refuse  # type: ignore[method-assign]
+    trainer.step(0, [Resolved("constant", 0, 10**6, 10**6, 0.0)])
+    assert (trainer.trainee.rows, trainer.trainee.checkpoint) == (1, True)
+    plain = losses(lora_cohort(tiny_base, MIXED[:1], CPU), text_blocks, "none", 1)
+    np.testing.assert_allclose(trainer.curve()[0][0]["loss"], plain[0][0], rtol=1e-5)
+
+
 def test_compiled_full_arm_equals_eager(tiny_base: Base, text_blocks: Blocks) -> None:
     own = arm(method="full", learning_rate=3e-3)
     eager = losses(full_arm(tiny_base, own, CPU), text_blocks, "none", 6)

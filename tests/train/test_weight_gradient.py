@@ -103,6 +103,32 @@ def test_gradients_equal_autograd_s_over_two_passes(
     torch.testing.assert_close(torch.cat(kept), flat, rtol=0, atol=0)
 
 
+class Tied(torch.nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = torch.nn.Linear(WIDTH, WIDTH, bias=False)
+        self.other = torch.nn.Linear(WIDTH, WIDTH, bias=False)
+        self.other.weight = self.one.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.other(F.silu(self.one(x))) + x.sum()
+
+
+@pytest.mark.parametrize("through", [eager, again, compiled])
+def test_layers_with_one_weight_add_both_parts(through: Any) -> None:
+    torch.manual_seed(0)
+    plain = Tied()
+    mine = copy.deepcopy(plain)
+    mine.one.weight.grad = torch.zeros(WIDTH, WIDTH)
+    assert add_gradients_in_place(mine) == ["one", "other"]
+    x = torch.randn(WIDTH)  # of one token, without a batch
+    for model in (through(mine), plain):
+        model(x.clone().requires_grad_()).square().sum().backward()
+    torch.testing.assert_close(mine.one.weight.grad, plain.one.weight.grad, rtol=1e-4, atol=1e-4)
+
+
 def test_without_gradients_a_layer_is_what_it_was() -> None:
     plain, mine, flat = blocks()
     x = torch.randn(3, WIDTH)

@@ -98,6 +98,7 @@ kernels 15 ms. What was tried, on the same device, each beside the way before it
   for a matrix of 4096 x 11008.
 - One grouped product over all arms' ranks instead of one for each bank: slower for equal ranks (47
   instead of 37 microseconds for 16 arms of rank 32), so it is not used.
+- Products that take the same input merged: 1.02 times the tokens a second.
 
 With the products at the limit, attention as it is and nothing else, a step would take 170 ms.
 

@@ -111,15 +111,14 @@ class CohortRun:
         self.trainer, self.trainee = trainer, trainer.trainee
         self.arms = self.trainee.arms
         self.meta = load_shape(config.base)
+        self._shape = model_shape(self.meta, quantised=config.base.quantise is not None)
         transposed = any(layer.transposed for layer in linear_layers(self.meta).values())
         self.checkpoints = Checkpoints(workspace, ledger, transposed=transposed)
         seconds.load += time.monotonic() - began
 
     def run(self) -> None:
         """Train and score until every budget of every arm is done."""
-        quantised = self.trainee.base.quantise is not None
-        shape = model_shape(self.meta, quantised=quantised)
-        self.trainer.fit_memory(shape, surplus=self._surplus())
+        self.trainer.fit_memory(self._shape, surplus=self._surplus())
         for arm in self.arms:
             if self.ledger.status(arm.id)["state"] in ("planned", "done"):
                 self.ledger.set_status(arm.id, state="running")

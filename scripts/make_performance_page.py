@@ -62,8 +62,8 @@ NOTES = """
 ## Memory and time before the start
 
 `paretune plan` predicts peak memory and time from the model's shape (`paretune/study/memory.py`).
-Its peaks lie within 10% of those that an H200 counted for blocks compiled as they are now; a test
-compares them.
+Its peaks lie within 10% of those in the table above; a test compares them, those of the former
+default (below) with what compiled blocks kept then.
 
 - Of a compiled block is kept what its linear layers give, and the attention's output. What else
   linear layers take is computed again in the backward pass. Where nothing is compiled (attention

@@ -66,9 +66,13 @@ def random_model(shape: str, dtype: torch.dtype, device: torch.device) -> Any:
     finally:
         torch.set_default_dtype(before)
     model.to(dtype)
-    # As from_pretrained leaves it: rotary frequencies in float32, which the cast above has rounded
-    model.model.rotary_emb = type(model.model.rotary_emb)(model.config).to(device)
+    exact_positions(model, device)
     return model.eval().requires_grad_(False)
+
+
+def exact_positions(model: Any, device: torch.device) -> None:
+    """Rotary frequencies in float32, as from_pretrained leaves them; a cast rounds them."""
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config).to(device)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from claims import CARD, DEVICE, Claims, wait
-from cohort_models import config, loading, lora
+from cohort_models import config, exact_positions, loading, lora
 from measurements import row
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -90,8 +90,7 @@ def peft_of(trainee: Trainee, shape: LlamaConfig) -> Any:
                     target = getattr(modules[name], factor)[f"arm{arm}"].weight
                     target.data.copy_(flat.parameters[f"{name}.{part}"][place].T)
     peft.to(DEVICE, compute_type(DEVICE)).eval()
-    # As from_pretrained leaves it: rotary frequencies in float32, which the cast above has rounded
-    model.model.rotary_emb = type(model.model.rotary_emb)(shape).to(DEVICE)
+    exact_positions(model, DEVICE)
     return peft
 
 

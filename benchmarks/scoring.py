@@ -129,7 +129,7 @@ def one_model(shape: str, goal: str) -> Rows:
         goal="none: what a study's later checkpoints take",
         **beside,
     )
-    if shape != "7b":
+    if shape != "7b":  # it would not fit a run's ten minutes, and is always worth compiling
         yield not_compiled(work, view, tokenizer, pairs, theirs, beside)
     yield row(
         "scoring: the first 1,000 documents, as a process begins",

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from paretune.data.rows import Document, Pair, Row
 from paretune.errors import Damaged, UserError
-from paretune.files import read_json, read_jsonl, sha256, write_json, write_text
+from paretune.files import make_folder, read_json, read_jsonl, sha256, write_json, write_text
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -25,7 +25,7 @@ T = TypeVar("T", Document, Pair)
 
 def start(folder: Path) -> None:
     """Make the folder, and clear away what an earlier, killed preparation left half written."""
-    (folder / TEXTS).mkdir(parents=True, exist_ok=True)
+    make_folder(folder / TEXTS)
     for file in sorted(folder.rglob(".*.tmp")):
         try:
             if time.time() - file.stat().st_mtime > _STALE_SECONDS:  # younger ones may be in use

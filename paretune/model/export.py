@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from paretune.errors import UserError
-from paretune.files import write_bytes, write_json, write_with
+from paretune.files import make_folder, write_bytes, write_json, write_with
 from paretune.model.layers import weight_of
 from paretune.model.load import (
     generation_file,
@@ -86,7 +86,7 @@ def save_adapter(
         "target_modules": layers,
     }
     content = {name: value.detach().contiguous().cpu() for name, value in state.items()}
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_with(folder / ADAPTER, lambda path: save_file(content, path, {"format": "pt"}))
     write_json(folder / "adapter_config.json", config)
 
@@ -125,7 +125,7 @@ def save_full(folder: Path, tensors: Mapping[str, torch.Tensor], base: Base) -> 
     """
     whole = {**_buffers(base), **tensors}
     state = {name: value.detach().cpu().contiguous() for name, value in whole.items()}
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     config = load_config(base)
     config.dtype = torch.float32
     write_json(folder / "config.json", _without_paths(json.loads(config.to_json_string())))

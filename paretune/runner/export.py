@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from paretune.errors import UserError
+from paretune.files import make_folder
 from paretune.model.export import ADAPTER, merge, peft_differs, save_tokenizer
 from paretune.runner.card import write_card
 from paretune.runner.ledger import Ledger
@@ -48,7 +49,7 @@ def export(
             f"{arm_id}: PEFT would not apply this adapter as it was trained ({reason}); "
             "write the whole model instead, with --merge"
         )
-    to.mkdir(parents=True, exist_ok=True)
+    make_folder(to)
     for path in sorted(checkpoint.iterdir()):
         if path.name != "checksums.json":
             shutil.copy2(path, to / path.name)

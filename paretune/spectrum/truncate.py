@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from paretune.errors import UserError
-from paretune.files import write_with
+from paretune.files import make_folder, write_with
 from paretune.spectrum.adapters import Adapter
 from paretune.spectrum.directions import directions
 from paretune.spectrum.matrices import Matrix
@@ -125,7 +125,7 @@ def write_adapter(
         base_model_name_or_path=base,
         inference_mode=True,
     )
-    to.mkdir(parents=True, exist_ok=True)
+    make_folder(to)
     write_with(to / ADAPTER, lambda path: save_file(state, path, {"format": "pt"}))
     config.save_pretrained(str(to))
 
@@ -152,7 +152,7 @@ def write_model(
     shards: dict[Path, list[str]] = {}
     for name, entry in source.entries.items():
         shards.setdefault(entry.path, []).append(name)
-    to.mkdir(parents=True, exist_ok=True)
+    make_folder(to)
     for path, names in shards.items():
         state = {}
         for name in names:

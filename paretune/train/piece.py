@@ -255,6 +255,6 @@ class PieceRunner:
 
     def _kept_gradient(self, head_VD: torch.Tensor | None) -> torch.Tensor | None:
         """Where the head's gradient is kept, if it is one of the values trained on this GPU."""
-        trained = head_VD is not None and head_VD.requires_grad and head_VD.is_leaf
-        in_flat = trained and self._stream is not None and bool(self.trainee.flats)
-        return head_VD.grad if head_VD is not None and in_flat else None
+        if head_VD is None or self._stream is None or not self.trainee.flats:
+            return None
+        return head_VD.grad if head_VD.requires_grad and head_VD.is_leaf else None
